@@ -1,0 +1,1 @@
+"""The thin face that Hydra asks for; all logic is in `whet`."""

@@ -1,0 +1,75 @@
+"""One exception family. Every message names the config key, the value and the nearest valid choice.
+
+`WhetError` and what derives from it is what a user can cause: the command line prints it as one line and
+leaves with `exit_code`. Anything else that escapes is a defect of whet and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WhetError(Exception):
+    """Something the user can put right; the message says how."""
+
+    exit_code = 1
+
+
+class ConfigError(WhetError):
+    """A config value that can't be used. Raised before weights or data are touched where possible.
+
+    Args:
+        key: dotted config key, for example `optimizer.lr`.
+        problem: what is wrong with it, and what would be right.
+        value: the value given; left out of the message when not passed.
+    """
+
+    exit_code = 2
+    _UNSET = object()
+
+    def __init__(self, key: str, problem: str, value: object = _UNSET) -> None:
+        self.key, self.problem, self.value = key, problem, value
+        shown = "" if value is self._UNSET else f"={_short(value)}"
+        super().__init__(f"{key}{shown}: {problem}")
+
+    def under(self, prefix: str) -> ConfigError:
+        """The same error with its key placed below `prefix` (a component knows only its own fields)."""
+        key = f"{prefix}.{self.key}" if prefix and self.key else (prefix or self.key)
+        return type(self)(key, self.problem, self.value)
+
+
+class DataError(ConfigError):
+    """Data that isn't there, can't be read, or doesn't hold what the task's config says."""
+
+
+class ModelError(ConfigError):
+    """Weights that aren't there, can't be read, or don't fit the task."""
+
+
+class RunError(WhetError):
+    """A run folder that isn't one, or that can't serve what is asked of it."""
+
+    exit_code = 2
+
+
+class NonFiniteError(WhetError):
+    """Loss or gradients became NaN or infinite. The message names step, value and the batch's ids."""
+
+
+def nearest(name: object, choices: Iterable[str]) -> str:
+    """`; did you mean X? (choices: …)` for a name that isn't among `choices`."""
+    known = sorted({str(choice) for choice in choices})
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}(choices: {', '.join(known) or 'none'})"
+
+
+def one_line(text: object) -> str:
+    """Fold any message into one line."""
+    return " ".join(str(text).split())
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = one_line(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
