@@ -1,0 +1,308 @@
+"""Labelled rows from the user's own files: CSV, TSV, JSON, JSON lines, Parquet, plain text."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from whet.data.source import UNSPLIT, Source
+from whet.errors import DataError, nearest, one_line
+
+if TYPE_CHECKING:
+    import datasets
+
+    from whet.paths import Paths
+
+Format = Literal["auto", "csv", "tsv", "jsonl", "json", "parquet", "txt"]
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""Split → file names (without suffix) that a folder may give it."""
+
+
+@dataclass(kw_only=True)
+class Tabular(Source):
+    """How a file of rows is laid out; every source that reads files shares these settings."""
+
+    format: Format = "auto"
+    """File format; `auto` goes by the suffix."""
+    delimiter: str | None = None
+    """Field separator; a comma for csv and a tab for tsv unless given."""
+    encoding: str = "utf-8"
+    """Text encoding; a byte order mark is dropped."""
+    quotes: bool = True
+    """Whether a double quote encloses fields (csv, tsv); false where it's an ordinary character."""
+    columns: list[str] | None = None
+    """Column names of a file without a header line (csv, tsv), or the one column of plain text."""
+    skip_rows: list[int] = field(default_factory=list)
+    """Rows to leave out (csv, tsv), counted from 0, the header included."""
+    ragged: bool = False
+    """Accept rows with too few fields (the rest is empty) or too many (the rest is dropped)."""
+    where: dict[str, str | int | bool | list[str | int | bool]] = field(default_factory=dict)
+    """Keep only the rows whose column has this value (or one of these)."""
+
+    def table(self, path: Path, paths: Paths) -> datasets.Dataset:
+        """Read one file with these settings and filter it."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Tabular) if f.name != "where"}
+        return keep(read_table(path, cache=paths.cached("datasets"), **settings), self.where)
+
+
+@dataclass(kw_only=True)
+class Files(Tabular):
+    """Labelled rows from files on this machine: one file, a folder of splits, or one file a split."""
+
+    path: str | None = None
+    """A file, or a folder that holds train, validation (dev, valid, val) and test files."""
+    train: str | None = None
+    """File of the training split, in place of `path`."""
+    validation: str | None = None
+    """File of the validation split."""
+    test: str | None = None
+    """File of the test split."""
+
+    def read(self, paths: Paths) -> dict[str, datasets.Dataset]:
+        return {split: self.table(file, paths) for split, file in self._files().items()}
+
+    def _files(self) -> dict[str, Path]:
+        given = {name: getattr(self, name) for name in SPLIT_NAMES if getattr(self, name) is not None}
+        if (self.path is None) == (not given):
+            raise DataError("path", "give either path, or train (with validation, test)", self.path)
+        if self.path is None:
+            return {split: existing(file, split) for split, file in given.items()}
+        path = existing(self.path, "path")
+        return splits_in(path) if path.is_dir() else {UNSPLIT: path}
+
+
+def existing(given: str, key: str) -> Path:
+    """The path, if there's something; else an error that names its neighbours."""
+    path = Path(given).expanduser()
+    if path.exists():
+        return path
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
+    where = f"in {path.parent.absolute()}" if path.parent.is_dir() else f"(nor a folder {path.parent.absolute()})"
+    raise DataError(key, f"no such file {where}; {nearest(path.name, close)}", given)
+
+
+def splits_in(folder: Path) -> dict[str, Path]:
+    """The files of a folder that are named after splits.
+
+    Raises:
+        DataError: none, or two for one split.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        own = [path for path in files if path.stem.lower() in names]
+        if len(own) > 1:
+            raise DataError("path", f"two files for {split}: {own[0].name} and {own[1].name}", str(folder))
+        found.update({split: path for path in own})
+    if not found:
+        seen = ", ".join(path.name for path in files[:5]) or "no table at all"
+        raise DataError("path", f"no train, validation or test file; the folder holds {seen}", str(folder))
+    return found
+
+
+# ---------------------------------------------------------------- reading one file
+
+
+def read_table(
+    path: Path,
+    *,
+    cache: Path,
+    format: Format = "auto",
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+    quotes: bool = True,
+    columns: list[str] | None = None,
+    skip_rows: Sequence[int] = (),
+    ragged: bool = False,
+) -> datasets.Dataset:
+    """Rows of one file, kept as Arrow below `cache` under the hash of its content.
+
+    Every column of a CSV, TSV or text file is text, exactly as it stands there: `NA` stays `NA`, `007` stays
+    `007`, nothing becomes a number. JSON and Parquet keep the types they state.
+
+    Raises:
+        DataError: unknown format, wrong encoding, malformed rows (with their line), or no row at all.
+    """
+    kind = _kind(path, format)
+    room = cache / _content(path)
+    if kind in ("json", "jsonl", "parquet"):
+        return _not_empty(_typed(path, kind, room), path)
+    plan = _Plan(str(path), kind, delimiter, encoding, quotes, tuple(columns or ()), tuple(skip_rows), ragged)
+    return _not_empty(_generated(plan, room), path)
+
+
+def _kind(path: Path, format: str) -> str:
+    kind = SUFFIXES.get(path.suffix.lower()) if format == "auto" else format
+    if kind is None:
+        raise DataError("format", f"can't tell the format of {path.name}; {nearest(path.suffix, SUFFIXES)}", format)
+    return kind
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()[:24]
+
+
+def _not_empty(table: datasets.Dataset, path: Path) -> datasets.Dataset:
+    if not len(table):
+        raise DataError("path", "holds no rows", str(path))
+    return table
+
+
+def _typed(path: Path, kind: str, room: Path) -> datasets.Dataset:
+    import datasets
+
+    builder = "parquet" if kind == "parquet" else "json"
+    return _quietly(
+        path, lambda: datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=str(room))
+    )
+
+
+def _generated(plan: _Plan, room: Path) -> datasets.Dataset:
+    import datasets
+
+    names = _column_names(plan)
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    key = hashlib.sha256(json.dumps(dataclasses.astuple(plan)).encode()).hexdigest()[:16]
+    make: Callable[..., Any] = datasets.Dataset.from_generator
+    return _quietly(
+        Path(plan.path),
+        lambda: make(
+            _rows, features=features, cache_dir=str(room), gen_kwargs={"plan": plan, "names": names}, fingerprint=key
+        ),
+    )
+
+
+def _quietly(path: Path, read: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    """Run a reader of the datasets library: without its progress bars, its errors in one line."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return read()
+    except (DatasetGenerationError, ArrowInvalid, UnicodeDecodeError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        if isinstance(cause, DataError):
+            raise cause from None
+        raise DataError("path", f"can't be read: {one_line(cause)[:300]}", str(path)) from error
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+# ---------------------------------------------------------------- CSV and text, as they stand
+
+
+@dataclass(frozen=True)
+class _Plan:
+    path: str
+    kind: str
+    delimiter: str | None
+    encoding: str
+    quotes: bool
+    columns: tuple[str, ...]
+    skip_rows: tuple[int, ...]
+    ragged: bool
+
+
+def _lines(plan: _Plan) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of every row that is neither blank nor skipped, header included."""
+    encoding = "utf-8-sig" if plan.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else plan.encoding
+    try:
+        with Path(plan.path).open(encoding=encoding, newline="") as source:
+            yield from _text_lines(source) if plan.kind == "txt" else _csv_lines(source, plan)
+    except LookupError:
+        raise DataError("encoding", "no such text encoding", plan.encoding) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "encoding", f"{plan.path} is not {plan.encoding} (byte {error.start}); try latin-1 or gb18030", plan.encoding
+        ) from None
+
+
+def _text_lines(source: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(source, start=1):
+        if line.strip():
+            yield number, [line.rstrip("\r\n")]
+
+
+def _csv_lines(source: Iterator[str], plan: _Plan) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(sys.maxsize)
+    quoting: Any = csv.QUOTE_MINIMAL if plan.quotes else csv.QUOTE_NONE
+    delimiter = plan.delimiter or ("\t" if plan.kind == "tsv" else ",")
+    reader = csv.reader(source, delimiter=delimiter, quoting=quoting)
+    try:
+        for place, fields in enumerate(reader):
+            if fields and place not in plan.skip_rows:
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise DataError("path", f"line {reader.line_num}: {error}", plan.path) from None
+
+
+def _column_names(plan: _Plan) -> list[str]:
+    if plan.columns or plan.kind == "txt":
+        return list(plan.columns) or ["text"]
+    header = next((fields for _, fields in _lines(plan)), [])
+    names = [name.strip() or f"column_{place}" for place, name in enumerate(header, start=1)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError("columns", f"{plan.path} names a column twice: {', '.join(sorted(twice))}; list them here")
+    return names
+
+
+def _rows(plan: _Plan, names: list[str]) -> Iterator[dict[str, str | None]]:
+    headless = bool(plan.columns) or plan.kind == "txt"
+    for number, fields in itertools.islice(_lines(plan), 0 if headless else 1, None):
+        if len(fields) != len(names) and not plan.ragged:
+            raise DataError(
+                "path", f"line {number} has {len(fields)} fields, not {len(names)} (allow it: ragged)", plan.path
+            )
+        padded = [*fields, *[None] * (len(names) - len(fields))]
+        yield dict(zip(names, padded, strict=False))
+
+
+# ---------------------------------------------------------------- filtering
+
+
+def keep(table: datasets.Dataset, where: dict[str, Any]) -> datasets.Dataset:
+    """The rows whose columns hold the wanted values, compared as text.
+
+    Raises:
+        DataError: unknown column, or nothing matches.
+    """
+    for column, wanted in where.items():
+        if column not in table.column_names:
+            raise DataError("where", f"no column {column}; {nearest(column, table.column_names)}", where)
+        values = [str(value) for value in table[column][:]]
+        accepted = {str(value) for value in (wanted if isinstance(wanted, list) else [wanted])}
+        rows = [row for row, value in enumerate(values) if value in accepted]
+        if not rows:
+            raise DataError("where", f"matches no row; {column} holds {', '.join(sorted(set(values))[:8])}", where)
+        table = table.select(rows)
+    return table

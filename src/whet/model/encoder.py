@@ -1,0 +1,171 @@
+"""A pretrained transformer with the head that a task needs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from whet.config import Component
+from whet.errors import ModelError, one_line
+from whet.model.weights import Located, Weights
+from whet.types import Probability
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from whet.paths import Paths
+    from whet.task.base import Head
+
+log = logging.getLogger("whet.model")
+
+
+@dataclass
+class Loaded:
+    """A model in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    new: frozenset[str]
+    """Parameters the weights didn't hold: initialised now, so they train and are saved whatever the method."""
+    located: Located
+
+
+@dataclass(kw_only=True)
+class Encoder(Component):
+    """Any architecture for which transformers has a sequence classification."""
+
+    name: str
+    """Used in run names."""
+    weights: Weights
+    """Where the weights come from."""
+    dropout: Probability | None = None
+    """Every dropout inside the trunk; null keeps the model's own."""
+    head_dropout: Probability | None = None
+    """Dropout before the head; null keeps the model's own."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention implementation of transformers; auto takes its choice."""
+    replace_head: bool = False
+    """Start a new head where the weights bring one of another size."""
+    trust_remote_code: bool = False
+    """Run code that comes with the weights. Only for weights whose every file you have read."""
+
+    def load(self, head: Head, paths: Paths) -> Loaded:
+        """Weights with a head; random numbers of a new head come from torch's global generator.
+
+        Raises:
+            ModelError: nothing there, unreadable, or a head that doesn't fit the task.
+        """
+        located = self.locate(paths)
+        tokenizer = self._tokenizer(located)
+        config = self._config(located.folder, head)
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        model, new = self._weights(located, config, head)
+        return Loaded(model, tokenizer, new, located)
+
+    def locate(self, paths: Paths) -> Located:
+        """The local directory of the weights, downloaded if need be."""
+        try:
+            return self.weights.locate(paths)
+        except ModelError as error:
+            raise error.under("model.weights") from None
+
+    def tokenizer(self, paths: Paths) -> tuple[PreTrainedTokenizerBase, Located]:
+        """The tokenizer alone."""
+        located = self.locate(paths)
+        return self._tokenizer(located), located
+
+    def _tokenizer(self, located: Located) -> PreTrainedTokenizerBase:
+        return load_tokenizer(located.folder, self.trust_remote_code)
+
+    def _config(self, folder: Path, head: Head) -> Any:
+        from transformers import AutoConfig
+
+        names = head.names if head.outputs == len(head.names) else ()
+        settings: dict[str, Any] = {"num_labels": head.outputs, "problem_type": head.problem}
+        if names:
+            settings |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code, **settings)
+        except (OSError, ValueError) as error:
+            raise ModelError("model.weights", f"transformers can't read its config: {one_line(error)}", folder) from None
+        self._set_dropout(config)
+        return config
+
+    def _set_dropout(self, config: Any) -> None:
+        for setting, value, in_head in (("dropout", self.dropout, False), ("head_dropout", self.head_dropout, True)):
+            if value is None:
+                continue
+            keys = [key for key in dropout_keys(config) if is_head_dropout(key) == in_head]
+            if not keys:
+                raise ModelError(f"model.{setting}", f"{config.model_type} has no such dropout; leave it null", value)
+            for key in keys:
+                setattr(config, key, value)
+
+    def _weights(self, located: Located, config: Any, head: Head) -> tuple[PreTrainedModel, frozenset[str]]:
+        import torch
+        from transformers import AutoModelForSequenceClassification as Auto
+
+        extra = {} if self.attention == "auto" else {"attn_implementation": self.attention}
+        try:
+            model, report = Auto.from_pretrained(
+                located.folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=self.trust_remote_code,
+                **extra,
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError("model.weights", one_line(error), located.id) from None
+        mismatched = {str(item[0]) for item in report["mismatched_keys"]}
+        self._check_head(mismatched, head, located)
+        return model, _own_names(model, {*report["missing_keys"], *mismatched})
+
+    def _check_head(self, mismatched: set[str], head: Head, located: Located) -> None:
+        if mismatched and not self.replace_head:
+            problem = (
+                f"these weights bring a head of another size ({', '.join(sorted(mismatched))}); the task needs "
+                f"{head.outputs} outputs: set model.replace_head=true to start a new one"
+            )
+            raise ModelError("model.weights", problem, located.id)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model directory, with a padding token (the end of text where it has none)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError("model.weights", f"transformers can't read its tokenizer: {one_line(error)}", folder) from None
+    if not tokenizer.is_fast:
+        raise ModelError("model.weights", "its tokenizer has no fast version (tokenizer.json)", folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def dropout_keys(config: Any) -> list[str]:
+    """Names of the dropout probabilities in a transformers config."""
+    found = []
+    for key, value in config.to_dict().items():
+        named = "dropout" in key or key.endswith("pdrop")
+        if named and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
+            found.append(key)
+    return found
+
+
+def is_head_dropout(key: str) -> bool:
+    """Whether a dropout setting belongs to the head."""
+    return any(part in key for part in ("classif", "summary", "pooler", "cls"))
+
+
+def _own_names(model: PreTrainedModel, missing: set[str]) -> frozenset[str]:
+    """Missing keys as parameter names (tied copies and buffers drop out)."""
+    return frozenset(name for name, _ in model.named_parameters() if name in missing)

@@ -1,0 +1,97 @@
+"""A randomly initialised trunk of any architecture, made in a moment: for tests and first steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whet.errors import ModelError, nearest, one_line
+from whet.model.weights import Located, Weights
+
+if TYPE_CHECKING:
+    from whet.paths import Paths
+
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+_SMALL: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 600,
+}
+
+
+@dataclass(kw_only=True)
+class TinyWeights(Weights):
+    """A transformers config made small, random weights from a seed, and a tokenizer that reads bytes."""
+
+    architecture: str = "bert"
+    """A `model_type` of transformers."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of its config beyond the small defaults."""
+    seed: int = 0
+    """Of the weights."""
+
+    def locate(self, paths: Paths) -> Located:
+        """Make the directory on first use; later the same one is found again."""
+        import transformers
+
+        key = json.dumps([self.architecture, self.options, self.seed, transformers.__version__], sort_keys=True)
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        folder = paths.cached("tiny") / f"{self.architecture}-{name}"
+        if not folder.is_dir():
+            self._make(folder)
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        return Located(folder, f"tiny {self.architecture}", digest)
+
+    def _make(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModel
+
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            AutoModel.from_config(self._config()).save_pretrained(aside)
+        byte_tokenizer().save_pretrained(aside)
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(aside)
+
+    def _config(self) -> Any:
+        from transformers import CONFIG_MAPPING, AutoConfig
+
+        if self.architecture not in CONFIG_MAPPING:
+            raise ModelError("architecture", f"unknown; {nearest(self.architecture, CONFIG_MAPPING)}", self.architecture)
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+        try:
+            return AutoConfig.for_model(self.architecture, **{**_SMALL, **ids, **self.options})
+        except (TypeError, ValueError) as error:
+            raise ModelError("options", one_line(error), self.options) from None
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer without a vocabulary to learn: one token per UTF-8 byte, BERT's special tokens around."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, mask_token="[MASK]", eos_token="[SEP]", model_max_length=512, **names
+    )

@@ -1,0 +1,38 @@
+"""Adafactor (Shazeer & Stern, 2018): second moments kept as row and column sums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from whet.optimizer.groups import parameter_groups
+from whet.types import Fraction, NonNegativeFloat, PositiveFloat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def adafactor(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat = 1e-3,
+    weight_decay: NonNegativeFloat = 0.0,
+    layer_decay: Fraction = 1.0,
+    head_lr: PositiveFloat | None = None,
+    beta2_decay: float = -0.8,
+    clip: PositiveFloat = 1.0,
+) -> torch.optim.Optimizer:
+    """Adafactor over the parameter groups.
+
+    Args:
+        lr: learning rate at the schedule's height.
+        weight_decay: share of a weight taken off at each update, times the learning rate; biases and norms get none.
+        layer_decay: each block below the top learns at this share of the one above.
+        head_lr: learning rate of the head; null: the same as the top block.
+        beta2_decay: exponent of the decay of second moments over time.
+        clip: largest root mean square of an update (the paper's d).
+    """
+    import torch
+
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
+    return torch.optim.Adafactor(groups, lr=lr, beta2_decay=beta2_decay, d=clip)

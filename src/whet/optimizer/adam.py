@@ -1,0 +1,42 @@
+"""Adam (Kingma & Ba, 2015, algorithm 1); its weight decay, if any, is added to the gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from whet.optimizer.groups import parameter_groups
+from whet.types import Fraction, NonNegativeFloat, PositiveFloat, Probability
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def adam(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat = 2e-5,
+    weight_decay: NonNegativeFloat = 0.0,
+    layer_decay: Fraction = 1.0,
+    head_lr: PositiveFloat | None = None,
+    betas: tuple[Probability, Probability] = (0.9, 0.999),
+    eps: PositiveFloat = 1e-8,
+    implementation: Literal["fused", "foreach", "loop"] = "fused",
+) -> torch.optim.Optimizer:
+    """Adam over the parameter groups.
+
+    Args:
+        lr: learning rate at the schedule's height.
+        weight_decay: L2 penalty added to the gradient; biases and norms get none.
+        layer_decay: each block below the top learns at this share of the one above.
+        head_lr: learning rate of the head; null: the same as the top block.
+        betas: decay of the running mean and of the running square.
+        eps: added to the root of the running square.
+        implementation: torch's fused kernel, its grouped one, or one tensor after the other (same update).
+    """
+    import torch
+
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
+    return torch.optim.Adam(
+        groups, lr=lr, betas=betas, eps=eps, fused=implementation == "fused", foreach=implementation == "foreach"
+    )

@@ -1,0 +1,67 @@
+"""LoRA: a low-rank update beside frozen weights (Hu et al., 2022, W + (alpha / r) B A, equation 3)."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING, Literal
+
+from whet.peft.base import freeze, nothing_matched
+from whet.types import PositiveFloat, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def lora(
+    model: nn.Module,
+    *,
+    r: PositiveInt = 8,
+    alpha: PositiveFloat = 16.0,
+    dropout: Probability = 0.05,
+    targets: Literal["all", "attention", "feed_forward"] | list[str] = "all",
+) -> nn.Module:
+    """Put low-rank maps beside linear layers of the blocks, found by looking at the model.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by alpha / r.
+        dropout: before A.
+        targets: every linear layer of the blocks, those of attention, those outside it, or name patterns
+            (`*.query`).
+
+    Raises:
+        ModelError: the targets match nothing.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = target_names(model, targets)
+    freeze(model)
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, fan_in_fan_out=_transposed(model, names)
+    )
+    return inject_adapter_in_model(config, model)  # type: ignore[no-any-return]
+
+
+def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """Full module names of the linear layers that `targets` selects."""
+    from whet.model.layers import linear_layers
+
+    names = linear_layers(model)
+    if isinstance(targets, list):
+        found = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in targets)]
+    elif targets == "all":
+        found = names
+    else:
+        found = [name for name in names if _in_attention(name) == (targets == "attention")]
+    if not found:
+        kinds = sorted({name.rpartition(".")[2] for name in names})
+        raise nothing_matched("peft.targets", targets, model, f"linear layers in its blocks: {', '.join(kinds) or 'none'}")
+    return found
+
+
+def _in_attention(name: str) -> bool:
+    return any("attn" in part or "attention" in part for part in name.lower().split(".")[-4:])
+
+
+def _transposed(model: nn.Module, names: list[str]) -> bool:
+    return any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names)

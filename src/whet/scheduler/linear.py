@@ -1,0 +1,30 @@
+"""A straight line down to `final` after the warmup."""
+
+from __future__ import annotations
+
+from whet.scheduler.base import progress, rising, warmup_steps
+from whet.types import Duration, Fraction
+
+
+def linear(
+    step: int,
+    total: int,
+    per_epoch: int,
+    *,
+    warmup: Duration = Duration(0.06, "share"),
+    final: Fraction = 0.0,
+) -> float:
+    """A straight line down to `final` after the warmup.
+
+    Args:
+        step: update, from 0.
+        total: updates of the run.
+        per_epoch: updates of an epoch.
+        warmup: linear rise from 0, in steps (`100st`), epochs (`0.5ep`) or a share of the run (`0.06`).
+        final: share of the base rate at the end.
+    """
+    rise = warmup_steps(warmup, total, per_epoch)
+    early = rising(step, rise)
+    if early is not None:
+        return early
+    return final + (1 - final) * (1 - progress(step, rise, total))

@@ -1,0 +1,32 @@
+"""A power of the remaining way, down to `final` after the warmup."""
+
+from __future__ import annotations
+
+from whet.scheduler.base import progress, rising, warmup_steps
+from whet.types import Duration, Fraction, PositiveFloat
+
+
+def polynomial(
+    step: int,
+    total: int,
+    per_epoch: int,
+    *,
+    warmup: Duration = Duration(0.06, "share"),
+    power: PositiveFloat = 2.0,
+    final: Fraction = 0.0,
+) -> float:
+    """A power of the remaining way, down to `final` after the warmup.
+
+    Args:
+        step: update, from 0.
+        total: updates of the run.
+        per_epoch: updates of an epoch.
+        warmup: linear rise from 0, in steps (`100st`), epochs (`0.5ep`) or a share of the run (`0.06`).
+        power: exponent; 1 is the straight line.
+        final: share of the base rate at the end.
+    """
+    rise = warmup_steps(warmup, total, per_epoch)
+    early = rising(step, rise)
+    if early is not None:
+        return early
+    return float(final + (1 - final) * (1 - progress(step, rise, total)) ** power)

@@ -1,0 +1,81 @@
+"""One class of several per text (or pair): cross entropy over a softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from whet.errors import ConfigError
+from whet.task.base import Criterion, Head, Task, class_weights
+from whet.types import PositiveFloat, Probability
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+@dataclass(kw_only=True)
+class SingleLabel(Task):
+    """Classification with one logit a class."""
+
+    class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None
+    """`balanced` (inverse frequency) or a weight by label name; the loss is divided by the sum of weights."""
+    label_smoothing: Probability = 0.0
+    """Share of the target spread evenly over all classes (Szegedy et al., 2016, section 7)."""
+
+    kind: ClassVar[str] = "single_label"
+    usual: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "f1_weighted", "mcc")
+
+    def _check_labels(self) -> None:
+        super()._check_labels()
+        if self.labels is not None and len(self.labels) < 2:
+            raise ConfigError("labels", "a classification needs at least two labels", self.labels)
+
+    def head(self, label_names: Sequence[str]) -> Head:
+        if len(label_names) < 2:
+            raise ConfigError("task.labels", "a classification needs at least two labels", list(label_names))
+        return Head(len(label_names), "single_label_classification", tuple(label_names))
+
+    def encode(self, labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[Any]:
+        import numpy as np
+
+        place = {name: number for number, name in enumerate(label_names)}
+        return np.array([place[name] for name in labels], dtype=np.int64)
+
+    def criterion(self, train: NDArray[Any], label_names: Sequence[str]) -> Criterion:
+        import numpy as np
+        import torch
+        import torch.nn.functional as F
+
+        weights = class_weights(self.class_weights, train, label_names)
+        tensor = None if weights is None else torch.from_numpy(weights)
+
+        def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            moved = None if tensor is None else tensor.to(logits.device)
+            return F.cross_entropy(
+                logits.float(), labels, weight=moved, label_smoothing=self.label_smoothing, reduction="none"
+            )
+
+        def divisor(labels: NDArray[Any]) -> NDArray[Any]:
+            return np.ones(len(labels), dtype=np.float32) if weights is None else weights[labels]
+
+        return Criterion(losses, divisor)
+
+    def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
+        from scipy.special import softmax
+
+        return softmax(logits.astype("float64"), axis=1)  # type: ignore[no-any-return]
+
+    def decide(self, probabilities: NDArray[Any]) -> NDArray[Any]:
+        return probabilities.argmax(axis=1)
+
+    def describe(self, probabilities: NDArray[Any], label_names: Sequence[str]) -> list[dict[str, Any]]:
+        chosen = self.decide(probabilities)
+        return [
+            {
+                "label": label_names[place],
+                "probabilities": {name: round(float(p), 6) for name, p in zip(label_names, row, strict=True)},
+            }
+            for place, row in zip(chosen, probabilities, strict=True)
+        ]
