@@ -7,14 +7,17 @@ Seven kinds of finding, always looked for in this order:
 3. `leaks`: a row against the splits held out from its own.
 
 Later steps see only what earlier steps kept, so a leak into a row that was dropped anyway is no leak.
+Contradictions are looked for within a split alone: dropping train rows because test labels disagree would be
+learning from the test set.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from whet.config import Component
@@ -37,6 +40,8 @@ MEANING = {
     "contradictions": "same text as another row of the split, other label",
     "leaks": "same text as a row of a split held out from it",
 }
+INVISIBLE = "\u00ad\u200b\ufeff"
+"""Soft hyphen, zero-width space, byte order mark: not white space to Python, nothing to a reader."""
 SHOWN = 5
 """Sample rows a finding carries."""
 
@@ -45,10 +50,10 @@ SHOWN = 5
 
 
 class _Fold(dict[int, int | None]):
-    """`str.translate` table that deletes punctuation and invisible characters; remembers what it looked up."""
+    """`str.translate` table that deletes punctuation and the invisible; remembers what it looked up."""
 
     def __missing__(self, code: int) -> int | None:
-        gone = unicodedata.category(chr(code)).startswith("P") or code in (0x00AD, 0x200B, 0xFEFF)
+        gone = unicodedata.category(chr(code)).startswith("P") or chr(code) in INVISIBLE
         self[code] = None if gone else code
         return self[code]
 
@@ -76,7 +81,7 @@ def label_key(label: Any) -> Any:
 
 
 def is_missing(label: Any) -> bool:
-    """None, NaN, a blank name, or a list that holds one. A multi-label row with no label isn't missing any."""
+    """None, NaN, a blank name, or a list that holds one. An empty list isn't missing anything."""
     if isinstance(label, (list, tuple)):
         return any(is_missing(item) for item in label)
     if isinstance(label, str):
@@ -94,7 +99,7 @@ class Finding:
     split: str
     kind: str
     count: int
-    """Rows it concerns."""
+    """Rows it concerns; a row that an earlier kind dropped isn't counted again."""
     dropped: int
     """How many of them were dropped: all or none."""
     samples: tuple[tuple[str, str], ...]
@@ -128,12 +133,14 @@ class Findings:
             yield from (f"    {row}: {text}" for row, text in one.samples)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain containers for JSON: {split: {rows, dropped, <kind>: {count, dropped, samples}}}."""
+        """The same for JSON: {split: {rows, dropped, <kind>: {count, dropped, samples}}}."""
         return {split: {"rows": rows, **self._kinds(split)} for split, rows in self.rows.items()}
 
     def _kinds(self, split: str) -> dict[str, Any]:
         mine = [one for one in self.found if one.split == split]
-        shown = {one.kind: {"count": one.count, "dropped": one.dropped, "samples": _pairs(one)} for one in mine}
+        shown = {
+            one.kind: {"count": one.count, "dropped": one.dropped, "samples": _pairs(one)} for one in mine
+        }
         return {"dropped": sum(one.dropped for one in mine), **shown}
 
 
@@ -164,11 +171,13 @@ class Audit(Component):
     near_duplicates: Policy = "keep"
     """Later rows of a split equal to an earlier one but for case, white space or punctuation, same label."""
     leaks: Policy = "drop"
-    """Train rows also in validation or test, validation rows also in test; held-out splits stay as they are."""
+    """Train rows also in validation or test, and validation rows also in test; never taken from test."""
     contradictions: Policy = "keep"
     """Rows of one text that carry different labels within a split; dropping drops all of them."""
 
-    def run(self, splits: dict[str, Table], labels: Sequence[str] | None) -> tuple[dict[str, Table], Findings]:
+    def run(
+        self, splits: dict[str, Table], labels: Sequence[str] | None
+    ) -> tuple[dict[str, Table], Findings]:
         """Audit all splits.
 
         Args:
@@ -181,30 +190,41 @@ class Audit(Component):
         Raises:
             DataError: a policy says `refuse`, or nothing is left of a split.
         """
-        findings = Findings({name: len(table) for name, table in splits.items()})
-        alone = {name: self._apply(name, table, _alone(table, labels), findings, labels) for name, table in splits.items()}
-        within = {name: self._apply(name, table, _within(table), findings, labels) for name, table in alone.items()}
-        held_out = {name: set(map(text_key, table.texts)) for name, table in within.items()}
-        kept = {n: self._apply(n, t, _leaks(n, t, held_out), findings, labels) for n, t in within.items()}
+        keys = {texts: text_key(texts) for table in splits.values() for texts in set(table.texts)}
+        sweep = _Sweep(self, labels, Findings({name: len(table) for name, table in splits.items()}))
+        alone = {name: sweep.apply(name, table, _alone(table, labels)) for name, table in splits.items()}
+        within = {name: sweep.apply(name, table, _within(table, keys)) for name, table in alone.items()}
+        held = {name: {keys[texts] for texts in table.texts} for name, table in within.items()}
+        kept = {
+            name: sweep.apply(name, table, _leaks(name, table, keys, held)) for name, table in within.items()
+        }
         for name, table in kept.items():
-            _not_emptied(name, table, findings)
-        return kept, findings
+            _not_emptied(name, table, sweep.findings)
+        return kept, sweep.findings
 
-    def _apply(
-        self, split: str, table: Table, hits: Mapping[str, list[int]], findings: Findings, labels: Sequence[str] | None
-    ) -> Table:
+
+@dataclass
+class _Sweep:
+    audit: Audit
+    labels: Sequence[str] | None
+    findings: Findings
+
+    def apply(self, split: str, table: Table, hits: Mapping[str, list[int]]) -> Table:
+        """Do what the policies say about `hits` (rows by kind), note it, and return the rows kept."""
         gone: set[int] = set()
         for kind in KINDS:
-            rows = [row for row in hits.get(kind, ()) if row not in gone]
-            if not rows:
-                continue
-            policy: Policy = getattr(self, kind)
-            if policy == "refuse":
-                raise _refusal(split, kind, table.take(rows), labels)
-            gone |= set(rows) if policy == "drop" else set()
-            samples = tuple((table.ids[row], _shorten(table.texts[row])) for row in rows[:SHOWN])
-            findings.found.append(Finding(split, kind, len(rows), len(rows) if policy == "drop" else 0, samples))
+            if rows := [row for row in hits.get(kind, ()) if row not in gone]:
+                gone |= set(rows) if self._drops(split, kind, table, rows) else set()
         return table.take([row for row in range(len(table)) if row not in gone]) if gone else table
+
+    def _drops(self, split: str, kind: str, table: Table, rows: list[int]) -> bool:
+        policy: Policy = getattr(self.audit, kind)
+        if policy == "refuse":
+            raise _refusal(split, kind, table.take(rows), self.labels)
+        samples = tuple((table.ids[row], _shorten(table.texts[row])) for row in rows[:SHOWN])
+        dropped = len(rows) if policy == "drop" else 0
+        self.findings.found.append(Finding(split, kind, len(rows), dropped, samples))
+        return policy == "drop"
 
 
 def _alone(table: Table, labels: Sequence[str] | None) -> dict[str, list[int]]:
@@ -221,15 +241,15 @@ def _alone(table: Table, labels: Sequence[str] | None) -> dict[str, list[int]]:
 
 
 def _blank(text: str) -> bool:
-    return not text.strip("\u00ad\u200b\ufeff \t\r\n") or not text.strip()
+    return all(letter.isspace() or letter in INVISIBLE for letter in text)
 
 
 def _names(label: Any) -> list[str]:
     return [str(item) for item in label] if isinstance(label, (list, tuple)) else [str(label)]
 
 
-def _within(table: Table) -> dict[str, list[int]]:
-    keys = [text_key(texts) for texts in table.texts]
+def _within(table: Table, key_of: Mapping[Key, Key]) -> dict[str, list[int]]:
+    keys = [key_of[texts] for texts in table.texts]
     labels = [None if is_missing(label) else label_key(label) for label in table.labels]
     exact: set[tuple[Key, Any]] = set()
     near: set[tuple[Key, Any]] = set()
@@ -253,20 +273,22 @@ def _contradictions(keys: Sequence[Key], labels: Sequence[Any]) -> list[int]:
     return [row for row, key in enumerate(keys) if labels[row] is not None and len(said[key]) > 1]
 
 
-def _leaks(split: str, table: Table, held_out: Mapping[str, set[Key]]) -> dict[str, list[int]]:
+def _leaks(
+    split: str, table: Table, keys: Mapping[Key, Key], held: Mapping[str, set[Key]]
+) -> dict[str, list[int]]:
     """Rows of `split` that a split of later purpose (train, then validation, then test) holds too."""
     later = SPLITS[SPLITS.index(split) + 1 :] if split in SPLITS else ()
-    guarded: set[Key] = set().union(*(held_out.get(name, set()) for name in later))
-    if not guarded:
-        return {}
-    return {"leaks": [row for row, texts in enumerate(table.texts) if text_key(texts) in guarded]}
+    guarded: set[Key] = set().union(*(held.get(name, set()) for name in later))
+    return {"leaks": [row for row, texts in enumerate(table.texts) if keys[texts] in guarded]}
 
 
 # ---------------------------------------------------------------- refusals
 
 
 def _refusal(split: str, kind: str, rows: Table, labels: Sequence[str] | None) -> DataError:
-    shown = "; ".join(f"{row} {_shorten(texts, 40)!r}" for row, texts in list(zip(rows.ids, rows.texts, strict=True))[:3])
+    shown = "; ".join(
+        f"{row} {_shorten(texts, 40)!r}" for row, texts in list(zip(rows.ids, rows.texts, strict=True))[:3]
+    )
     which = _strangers(rows, labels or ()) if kind == "unknown_label" else ""
     many = f"{len(rows):,} row{'s' if len(rows) != 1 else ''} of {split}: {MEANING[kind]}"
     allow = f"put the data right, or allow it with {kind}=drop (leave the rows out) or {kind}=keep"
@@ -286,9 +308,9 @@ def _strangers(rows: Table, labels: Sequence[str]) -> str:
 def _not_emptied(split: str, table: Table, findings: Findings) -> None:
     if len(table) or not findings.rows[split]:
         return
-    worst = max((one for one in findings.found if one.split == split), key=_dropped)
-    problem = f"left nothing of {split}: {worst.dropped:,} of {findings.rows[split]:,} rows dropped ({MEANING[worst.kind]})"
-    raise DataError(worst.kind, f"{problem}; put the data right, or keep the rows with {worst.kind}=keep", "drop")
-
-
-_dropped: Callable[[Finding], int] = lambda one: one.dropped  # noqa: E731
+    worst = max((one for one in findings.found if one.split == split), key=attrgetter("dropped"))
+    many = f"{worst.dropped:,} of {findings.rows[split]:,} rows dropped ({MEANING[worst.kind]})"
+    problem = f"left nothing of {split}: {many}"
+    raise DataError(
+        worst.kind, f"{problem}; put the data right, or keep the rows with {worst.kind}=keep", "drop"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import difflib
@@ -59,13 +60,17 @@ class Tabular(Source):
     """Rows to leave out (csv, tsv), counted from 0, the header included."""
     ragged: bool = False
     """Accept rows with too few fields (the rest is empty) or too many (the rest is dropped)."""
+    pick: dict[str, str] = field(default_factory=dict)
+    """Columns out of nested values (json, jsonl): name → dotted path such as `input.1.content`."""
     where: dict[str, str | int | bool | list[str | int | bool]] = field(default_factory=dict)
     """Keep only the rows whose column has this value (or one of these)."""
 
     def table(self, path: Path, paths: Paths) -> datasets.Dataset:
         """Read one file with these settings and filter it."""
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Tabular) if f.name != "where"}
-        return keep(read_table(path, cache=paths.cached("datasets"), **settings), self.where)
+        layout = [f.name for f in dataclasses.fields(Tabular) if f.name not in ("pick", "where")]
+        settings = {name: getattr(self, name) for name in layout}
+        table = read_table(path, cache=paths.cached("datasets"), **settings)
+        return keep(picked(table, self.pick) if self.pick else table, self.where)
 
 
 @dataclass(kw_only=True)
@@ -101,7 +106,9 @@ def existing(given: str, key: str) -> Path:
         return path
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
-    where = f"in {path.parent.absolute()}" if path.parent.is_dir() else f"(nor a folder {path.parent.absolute()})"
+    where = (
+        f"in {path.parent.absolute()}" if path.parent.is_dir() else f"(nor a folder {path.parent.absolute()})"
+    )
     raise DataError(key, f"no such file {where}; {nearest(path.name, close)}", given)
 
 
@@ -158,7 +165,9 @@ def read_table(
 def _kind(path: Path, format: str) -> str:
     kind = SUFFIXES.get(path.suffix.lower()) if format == "auto" else format
     if kind is None:
-        raise DataError("format", f"can't tell the format of {path.name}; {nearest(path.suffix, SUFFIXES)}", format)
+        raise DataError(
+            "format", f"can't tell the format of {path.name}; {nearest(path.suffix, SUFFIXES)}", format
+        )
     return kind
 
 
@@ -177,7 +186,7 @@ def _typed(path: Path, kind: str, room: Path) -> datasets.Dataset:
     import datasets
 
     builder = "parquet" if kind == "parquet" else "json"
-    return _quietly(
+    return _readable(
         path, lambda: datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=str(room))
     )
 
@@ -189,31 +198,44 @@ def _generated(plan: _Plan, room: Path) -> datasets.Dataset:
     features = datasets.Features({name: datasets.Value("string") for name in names})
     key = hashlib.sha256(json.dumps(dataclasses.astuple(plan)).encode()).hexdigest()[:16]
     make: Callable[..., Any] = datasets.Dataset.from_generator
-    return _quietly(
+    return _readable(
         Path(plan.path),
         lambda: make(
-            _rows, features=features, cache_dir=str(room), gen_kwargs={"plan": plan, "names": names}, fingerprint=key
+            _rows,
+            features=features,
+            cache_dir=str(room),
+            gen_kwargs={"plan": plan, "names": names},
+            fingerprint=key,
         ),
     )
 
 
-def _quietly(path: Path, read: Callable[[], datasets.Dataset]) -> datasets.Dataset:
-    """Run a reader of the datasets library: without its progress bars, its errors in one line."""
-    import datasets
+def _readable(path: Path, read: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    """Run a reader of the datasets library, its errors in one line."""
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        return read()
-    except (DatasetGenerationError, ArrowInvalid, UnicodeDecodeError) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        with quiet():
+            return read()
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        cause = error.__cause__ or error
         if isinstance(cause, DataError):
             raise cause from None
         raise DataError("path", f"can't be read: {one_line(cause)[:300]}", str(path)) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of the datasets library."""
+    import datasets
+
+    before = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not shown:
+        if not before:
             datasets.enable_progress_bars()
 
 
@@ -242,7 +264,9 @@ def _lines(plan: _Plan) -> Iterator[tuple[int, list[str]]]:
         raise DataError("encoding", "no such text encoding", plan.encoding) from None
     except UnicodeDecodeError as error:
         raise DataError(
-            "encoding", f"{plan.path} is not {plan.encoding} (byte {error.start}); try latin-1 or gb18030", plan.encoding
+            "encoding",
+            f"{plan.path} is not {plan.encoding} (byte {error.start}); try latin-1 or gb18030",
+            plan.encoding,
         ) from None
 
 
@@ -265,29 +289,55 @@ def _csv_lines(source: Iterator[str], plan: _Plan) -> Iterator[tuple[int, list[s
         raise DataError("path", f"line {reader.line_num}: {error}", plan.path) from None
 
 
-def _column_names(plan: _Plan) -> list[str]:
+def _column_names(plan: _Plan) -> tuple[str, ...]:
     if plan.columns or plan.kind == "txt":
-        return list(plan.columns) or ["text"]
+        return plan.columns or ("text",)
     header = next((fields for _, fields in _lines(plan)), [])
     names = [name.strip() or f"column_{place}" for place, name in enumerate(header, start=1)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise DataError("columns", f"{plan.path} names a column twice: {', '.join(sorted(twice))}; list them here")
-    return names
+        raise DataError(
+            "columns", f"{plan.path} names a column twice: {', '.join(sorted(twice))}; list them here"
+        )
+    return tuple(names)
 
 
-def _rows(plan: _Plan, names: list[str]) -> Iterator[dict[str, str | None]]:
+def _rows(plan: _Plan, names: tuple[str, ...]) -> Iterator[dict[str, str | None]]:
     headless = bool(plan.columns) or plan.kind == "txt"
     for number, fields in itertools.islice(_lines(plan), 0 if headless else 1, None):
         if len(fields) != len(names) and not plan.ragged:
             raise DataError(
-                "path", f"line {number} has {len(fields)} fields, not {len(names)} (allow it: ragged)", plan.path
+                "path",
+                f"line {number} has {len(fields)} fields, not {len(names)} (allow it: ragged)",
+                plan.path,
             )
         padded = [*fields, *[None] * (len(names) - len(fields))]
         yield dict(zip(names, padded, strict=False))
 
 
-# ---------------------------------------------------------------- filtering
+# ---------------------------------------------------------------- picking and filtering
+
+
+def picked(table: datasets.Dataset, pick: dict[str, str]) -> datasets.Dataset:
+    """A table of the values at the given dotted paths.
+
+    Raises:
+        DataError: a path leads nowhere in some row.
+    """
+    import datasets
+
+    rows = list(table)
+    return datasets.Dataset.from_dict({name: [_at(row, path) for row in rows] for name, path in pick.items()})
+
+
+def _at(value: Any, path: str) -> Any:
+    for step in path.split("."):
+        try:
+            value = value[int(step) if isinstance(value, list) else step]
+        except (KeyError, IndexError, TypeError, ValueError):
+            held = nearest(step, value) if isinstance(value, dict) else f"there's {one_line(value)[:60]}"
+            raise DataError("pick", f"no {step} in some row; {held}", path) from None
+    return value
 
 
 def keep(table: datasets.Dataset, where: dict[str, Any]) -> datasets.Dataset:
@@ -303,6 +353,8 @@ def keep(table: datasets.Dataset, where: dict[str, Any]) -> datasets.Dataset:
         accepted = {str(value) for value in (wanted if isinstance(wanted, list) else [wanted])}
         rows = [row for row, value in enumerate(values) if value in accepted]
         if not rows:
-            raise DataError("where", f"matches no row; {column} holds {', '.join(sorted(set(values))[:8])}", where)
+            raise DataError(
+                "where", f"matches no row; {column} holds {', '.join(sorted(set(values))[:8])}", where
+            )
         table = table.select(rows)
     return table

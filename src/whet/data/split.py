@@ -8,10 +8,11 @@ share leaves the test set alone.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction as Exact
 from typing import Any
@@ -41,13 +42,13 @@ class Split(Component):
     seed: int = 0
     """Seed of the division alone: runs with different seeds still share one test set."""
     stratify: bool = True
-    """Keep the balance of labels (regression: of quantile bins; multi-label: of label sets) in every split."""
+    """Keep the balance of labels (regression: of quantile bins; multi-label: of label sets) everywhere."""
     keep_together: bool = True
     """Rows whose texts are the same but for case, white space or punctuation land in one split: no leaks."""
 
     def __post_init__(self) -> None:
         if self.validation + self.test >= 1:
-            problem = f"nothing would be left for train: validation {self.validation} + test {self.test} must be below 1"
+            problem = f"with test={self.test} nothing is left for train: together they must be below 1"
             raise DataError("validation", problem, self.validation)
 
     def divide(self, given: dict[str, Table]) -> dict[str, Table]:
@@ -67,16 +68,20 @@ class Split(Component):
             log.info("the source has no %s split: carved out of train", " and no ".join(shares))
         made = self._carve(given[source], shares)
         kept = {name: table for name, table in given.items() if name != source}
-        return {name: table for name, table in _in_order(made | kept)}
+        return _in_order(made | kept)
 
     def _shares(self) -> dict[str, float]:
         return {"test": self.test, "validation": self.validation}
 
     def _source(self, given: dict[str, Table]) -> str:
         if UNSPLIT in given and len(given) > 1:
-            raise DataError("", f"a source has either one undivided set or named splits, not {', '.join(given)}")
+            raise DataError(
+                "", f"a source has either one undivided set or named splits, not {', '.join(given)}"
+            )
         if UNSPLIT not in given and "train" not in given:
-            raise DataError("", f"nothing to train on: the source has no train split, only {', '.join(given) or 'none'}")
+            raise DataError(
+                "", f"nothing to train on: the source has no train split, only {', '.join(given) or 'none'}"
+            )
         return UNSPLIT if UNSPLIT in given else "train"
 
     def _carve(self, table: Table, shares: dict[str, float]) -> dict[str, Table]:
@@ -84,10 +89,10 @@ class Split(Component):
         sizes = _sizes(len(table), shares)
         chosen = _Draw(clusters, len(table), len(shares) + 1)
         rows = {name: chosen.draw(sizes[name]) for name in shares}
-        for name, found in {**rows, "train": chosen.left()}.items():
+        rows["train"] = chosen.left()
+        for name, found in rows.items():
             if not found:
                 raise _too_few(name, table, clusters, shares)
-        rows["train"] = chosen.left()
         return {name: table.take(sorted(found)) for name, found in rows.items()}
 
     def _clusters(self, table: Table) -> list[_Cluster]:
@@ -96,11 +101,16 @@ class Split(Component):
         together: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for row, texts in enumerate(table.texts):
             together[text_key(texts) if self.keep_together else (table.ids[row], *texts)].append(row)
-        found = [_Cluster(self._rank(key), _commonest([strata[row] for row in rows]), rows) for key, rows in together.items()]
+        found = [
+            _Cluster(self._rank(key), _commonest([strata[row] for row in rows]), rows)
+            for key, rows in together.items()
+        ]
         return sorted(found, key=lambda cluster: cluster.rank)
 
     def _rank(self, key: tuple[str, ...]) -> bytes:
-        return hashlib.blake2b(repr((self.seed, key)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return hashlib.blake2b(
+            repr((self.seed, key)).encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
 
 
 @dataclass(frozen=True)
@@ -113,9 +123,9 @@ class _Cluster:
         return len(self.rows)
 
 
-def _in_order(splits: dict[str, Table]) -> list[tuple[str, Table]]:
+def _in_order(splits: dict[str, Table]) -> dict[str, Table]:
     names = [*(name for name in SPLITS if name in splits), *(name for name in splits if name not in SPLITS)]
-    return [(name, splits[name]) for name in names]
+    return {name: splits[name] for name in names}
 
 
 def _too_few(name: str, table: Table, clusters: Sequence[_Cluster], shares: dict[str, float]) -> DataError:
@@ -138,7 +148,10 @@ def _sizes(rows: int, shares: dict[str, float]) -> dict[str, int]:
 
 
 def apportion(
-    quotas: Sequence[Exact], total: int, lower: Sequence[int] | None = None, upper: Sequence[int] | None = None
+    quotas: Sequence[Exact],
+    total: int,
+    lower: Sequence[int] | None = None,
+    upper: Sequence[int] | None = None,
 ) -> list[int]:
     """Whole numbers nearest to `quotas` that add up to `total`: largest remainder within bounds.
 
@@ -148,11 +161,17 @@ def apportion(
     least = lower or [0] * len(quotas)
     most = upper or [total] * len(quotas)
     counts = [min(max(int(quota), low), high) for quota, low, high in zip(quotas, least, most, strict=True)]
-    places = range(len(counts))
-    while sum(counts) < total and (open_ := [i for i in places if counts[i] < most[i]]):
-        counts[max(open_, key=lambda i: quotas[i] - counts[i])] += 1
-    while sum(counts) > total and (open_ := [i for i in places if counts[i] > least[i]]):
-        counts[min(open_, key=lambda i: quotas[i] - counts[i])] -= 1
+    missing = total - sum(counts)
+    step, bound = (1, most) if missing > 0 else (-1, least)
+    heap = [(step * (counts[i] - quotas[i]), i) for i in range(len(counts)) if counts[i] != bound[i]]
+    heapq.heapify(heap)
+    for _ in range(abs(missing) if heap else 0):
+        gap, i = heapq.heappop(heap)
+        counts[i] += step
+        if counts[i] != bound[i]:
+            heapq.heappush(heap, (gap + 1, i))
+        if not heap:
+            break
     return counts
 
 
@@ -173,7 +192,8 @@ def _quantiles(labels: Sequence[Any]) -> list[str]:
     ordered = sorted(float(label) for label in labels if not is_missing(label))
     bins = max(1, min(BINS, len(ordered) // BIN_ROWS))
     return [
-        "" if is_missing(label) else f"={bisect_left(ordered, float(label)) * bins // len(ordered)}" for label in labels
+        "" if is_missing(label) else f"={bisect_left(ordered, float(label)) * bins // len(ordered)}"
+        for label in labels
     ]
 
 
@@ -186,8 +206,8 @@ def _label_sets(labels: Sequence[Any]) -> list[str]:
     return [f"={found}" if often[found] >= 3 else f"~{rarest[found]}" for found in sets]
 
 
-def _commonest(strata: Sequence[Hashable]) -> str:
-    counts = Counter(map(str, strata))
+def _commonest(strata: Sequence[str]) -> str:
+    counts = Counter(strata)
     return min(counts, key=lambda stratum: (-counts[stratum], stratum))
 
 
@@ -212,15 +232,10 @@ class _Draw:
     def draw(self, size: int) -> list[int]:
         """Rows of the next split."""
         self.parts_left -= 1
-        budget, taken = size, []
-        for stratum, want in self._wants(size).items():
-            got = self._fill(stratum, min(want, budget))
-            budget -= len(got)
-            taken += got
-        for stratum in self.strata if budget else ():
-            got = self._fill(stratum, budget)
-            budget -= len(got)
-            taken += got
+        wants = self._wants(size)
+        taken = [row for stratum, want in wants.items() for row in self._fill(stratum, want)]
+        for stratum in self.strata if len(taken) < size else ():
+            taken += self._fill(stratum, size - len(taken))
         self.rows_left -= len(taken)
         return taken
 
@@ -230,24 +245,29 @@ class _Draw:
 
     def _wants(self, size: int) -> dict[str, int]:
         have = [sum(map(len, self.pool[stratum])) for stratum in self.strata]
-        reserve = [self._reserve(stratum) for stratum in self.strata]
-        least = [min(map(len, self.pool[s]), default=0) if self.shared[s] else 0 for s in self.strata]
+        if (
+            sum(have) - sum(map(self._reserve, self.strata)) < size
+        ):  # the sizes leave later splits no row of each
+            self.shared = dict.fromkeys(self.strata, False)
+        least = [self._least(stratum) for stratum in self.strata]
         if sum(least) > size:
             least = [0] * len(have)
-        most = [max(rows - kept, low) for rows, kept, low in zip(have, reserve, least, strict=True)]
-        quotas = [Exact(rows * size, max(1, self.rows_left)) for rows in have]
-        wants = apportion(quotas, size, least, most)
-        return dict(sorted(zip(self.strata, wants, strict=True), key=lambda item: (self._smallest(item[0]), item[0])))
+        most = [
+            max(rows - self._reserve(s), low) for s, rows, low in zip(self.strata, have, least, strict=True)
+        ]
+        quotas = [Exact(rows * size, self.rows_left) for rows in have]
+        return dict(zip(self.strata, apportion(quotas, size, least, most), strict=True))
 
-    def _smallest(self, stratum: str) -> int:
-        return -min(map(len, self.pool[stratum]), default=0)
+    def _least(self, stratum: str) -> int:
+        return min(map(len, self.pool[stratum]), default=0) if self.shared[stratum] else 0
 
     def _reserve(self, stratum: str) -> int:
         return self.parts_left if self.shared[stratum] else 0
 
     def _fill(self, stratum: str, want: int) -> list[int]:
         """Clusters in order of rank as long as they fit; later splits keep one each."""
-        pool, reserve, rows = self.pool[stratum], self._reserve(stratum), []
+        pool, reserve = self.pool[stratum], self._reserve(stratum)
+        rows: list[int] = []
         rest: list[_Cluster] = []
         for place, cluster in enumerate(pool):
             spare = len(rest) + len(pool) - place > reserve

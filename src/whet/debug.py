@@ -1,0 +1,35 @@
+"""Cut a run down to see something at once: the `debug` config group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from whet.config import Component
+from whet.types import PositiveInt
+
+if TYPE_CHECKING:
+    from whet.task.base import Corpus
+
+
+@dataclass(kw_only=True)
+class Debug(Component):
+    """What is cut or shown."""
+
+    steps: PositiveInt | None = None
+    """Stop after so many updates."""
+    rows: PositiveInt | None = None
+    """Use at most so many random rows of each split."""
+    overfit: PositiveInt | None = None
+    """Train, validate and test on the same so many training rows: the loss must go to about 0."""
+    profile: bool = False
+    """Write a profiler trace of a few updates to the run folder and print the costliest operations."""
+    trace: bool = False
+    """Show the whole traceback of an error."""
+
+    def cut(self, corpus: Corpus, seed: int) -> Corpus:
+        """The rows that remain."""
+        if self.overfit is not None:
+            few = corpus.sample(self.overfit, seed).splits["train"]
+            return replace(corpus, splits={name: replace(few, split=name) for name in corpus.splits})
+        return corpus if self.rows is None else corpus.sample(self.rows, seed)

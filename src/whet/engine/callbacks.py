@@ -1,0 +1,164 @@
+"""Hooks of the loop. A callback is a dataclass that overrides what it needs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whet.engine.checkpoint import Checkpoints
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from whet.engine.step import StepResult
+    from whet.evaluation.predictions import Predictions
+    from whet.tracking.base import Tracking
+
+log = logging.getLogger("whet.engine")
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    """Finished updates."""
+    epoch: float = 0.0
+    best_step: int = 0
+    best_value: float = math.nan
+    """Primary metric of the best evaluation."""
+    best: Predictions | None = None
+    """Validation predictions of the best evaluation."""
+    stopped: str = ""
+    """Why training ends before its time; empty while it goes on."""
+
+
+@dataclass
+class Callback:
+    """Does nothing at every hook."""
+
+    def on_start(self, state: State) -> None:
+        """Before the first update."""
+
+    def on_update(self, state: State, result: StepResult) -> None:
+        """After each update."""
+
+    def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
+        """After each evaluation on the validation split."""
+
+    def on_end(self, state: State) -> None:
+        """After the last evaluation; not when training fails."""
+
+
+@dataclass
+class BestCheckpoint(Callback):
+    """Save the weights at every evaluation; keep the best (the first among equals) and the last."""
+
+    model: nn.Module
+    checkpoints: Checkpoints
+    metric: str
+    maximize: bool
+
+    def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
+        value = metrics[self.metric]
+        if state.best is None or self._better(value, state.best_value):
+            state.best_step, state.best_value, state.best = state.step, value, predictions
+        self.checkpoints.save(self.model, state.step, {"epoch": state.epoch, **metrics})
+        self.checkpoints.keep({state.best_step, state.step})
+
+    def _better(self, value: float, best: float) -> bool:
+        if math.isnan(value):
+            return False
+        return math.isnan(best) or (value > best if self.maximize else value < best)
+
+
+@dataclass
+class EarlyStopping(Callback):
+    """Stop after `patience` evaluations that don't better the best by more than `min_delta`."""
+
+    metric: str
+    maximize: bool
+    patience: int
+    min_delta: float = 0.0
+    best: float = math.nan
+    waited: int = 0
+
+    def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
+        value = metrics[self.metric]
+        gain = value - self.best if self.maximize else self.best - value
+        if math.isnan(self.best) or gain > self.min_delta:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            state.stopped = f"validation/{self.metric} has not improved for {self.waited} evaluations"
+            log.info("early stop at step %d: %s", state.step, state.stopped)
+
+
+@dataclass
+class Report(Callback):
+    """Tell the trackers: training figures every so many updates, validation figures always."""
+
+    tracking: Tracking
+    pending: list[StepResult] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+
+    def on_start(self, state: State) -> None:
+        self.since = time.perf_counter()
+
+    def on_update(self, state: State, result: StepResult) -> None:
+        self.pending.append(result)
+        if state.step % self.tracking.log_every == 0:
+            self._send(state)
+
+    def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
+        self._send(state)
+        self.tracking.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
+        self.since = time.perf_counter()
+
+    def _send(self, state: State) -> None:
+        """Means since the last time; evaluation time doesn't count."""
+        if not self.pending:
+            return
+        rows = sum(result.rows for result in self.pending)
+        seconds = time.perf_counter() - self.since
+        figures = {
+            "train/loss": sum(result.loss * result.rows for result in self.pending) / rows,
+            "train/grad_norm": sum(result.grad_norm for result in self.pending) / len(self.pending),
+            "train/lr": self.pending[-1].lr,
+            "train/epoch": state.epoch,
+            "train/tokens_per_second": sum(result.tokens for result in self.pending) / seconds,
+        }
+        self.tracking.log(figures, state.step)
+        self.pending.clear()
+        self.since = time.perf_counter()
+
+
+@dataclass
+class Profiler(Callback):
+    """Record some updates with torch's profiler: `profile.json` (chrome://tracing) and a printed table."""
+
+    folder: Path
+    skip: int = 2
+    profiler: Any = None
+
+    def on_start(self, state: State) -> None:
+        from torch.profiler import profile, schedule
+
+        steps = schedule(wait=0, warmup=self.skip, active=1000)
+        self.profiler = profile(schedule=steps, record_shapes=True, profile_memory=True)
+        self.profiler.start()
+
+    def on_update(self, state: State, result: StepResult) -> None:
+        self.profiler.step()
+
+    def on_end(self, state: State) -> None:
+        self.profiler.stop()
+        self.profiler.export_chrome_trace(str(self.folder / "profile.json"))
+        table = self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15)
+        (self.folder / "profile.txt").write_text(table, encoding="utf-8")
+        log.info("the costliest operations:\n%s\ntrace: %s", table, self.folder / "profile.json")

@@ -1,0 +1,67 @@
+"""Settings of training, and the run from prepared parts to the best checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from whet.config import Component
+from whet.data.batching import Batching
+from whet.errors import ConfigError
+from whet.types import Duration, NonNegativeFloat, PositiveFloat, PositiveInt
+from whet.engine.precision import Precision
+
+if TYPE_CHECKING:
+    from whet.engine.callbacks import Callback, State
+    from whet.engine.evaluate import Evaluator
+    from whet.engine.plan import Plan
+    from whet.engine.precision import Amp
+    from whet.engine.step import Stepper
+
+
+@dataclass(kw_only=True)
+class Engine(Component):
+    """How long, in which portions, with which numbers and where."""
+
+    duration: Duration = Duration(3, "ep")
+    """Length of training: epochs (`3ep`) or updates (`500st`)."""
+    batching: Batching = field(default_factory=Batching)
+    """How examples become batches."""
+    accumulate: PositiveInt = 1
+    """Micro-batches of one update; `size / k` and `accumulate=k` give the same update as `size`."""
+    precision: Precision = "auto"
+    """Autocast: auto takes bf16 where the device has it in hardware, fp16 on older CUDA cards, else fp32."""
+    clip: PositiveFloat | None = 1.0
+    """Largest L2 norm of the gradient; null doesn't clip."""
+    evaluate_every: Duration = Duration(1, "ep")
+    """Validate after so many epochs (`0.5ep`), updates (`200st`) or this share of the run."""
+    patience: PositiveInt | None = 3
+    """Stop after so many evaluations without improvement; null never stops early."""
+    min_delta: NonNegativeFloat = 0.0
+    """What counts as an improvement of the primary metric."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; null keeps torch's choice (one a core)."""
+
+    def __post_init__(self) -> None:
+        if self.duration.unit == "share" or self.duration.value <= 0:
+            raise ConfigError("duration", "write epochs as 3ep or updates as 500st", self.duration)
+        if self.evaluate_every.value <= 0:
+            raise ConfigError("evaluate_every", "must be more than 0: 1ep, 200st or 0.1", self.evaluate_every)
+
+    def amp(self) -> Amp:
+        """Device and number format here; sets torch's threads."""
+        import torch
+
+        from whet.engine.precision import Amp, pick_device
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return Amp.of(self.precision, pick_device(self.device))
+
+    def fit(self, plan: Plan, stepper: Stepper, evaluator: Evaluator, callbacks: list[Callback]) -> State:
+        """Run the loop."""
+        from whet.engine.loop import fit
+
+        return fit(plan, stepper, evaluator, callbacks, plan.evaluations(self.evaluate_every))

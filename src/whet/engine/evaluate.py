@@ -1,0 +1,72 @@
+"""Run a model over a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whet.evaluation.predictions import Predictions
+from whet.task.metrics import compute_metrics
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from whet.data.batch import Collator, Examples
+    from whet.engine.precision import Amp
+    from whet.task.base import Criterion, Task
+
+
+def logits_of(model: nn.Module, collator: Collator, amp: Amp, title: str = "") -> NDArray[np.float32]:
+    """[n, outputs] logits of every row, in the rows' own order."""
+    import torch
+
+    from whet.tracking.progress import progress
+
+    batches = collator.batching.evaluation(collator.tokens.lengths)
+    model.eval()
+    found: NDArray[np.float32] | None = None
+    with torch.inference_mode(), progress(len(collator.tokens), title or "evaluating", "texts") as advance:
+        for rows in batches:
+            with amp.autocast():
+                logits = model(**collator(rows, amp.device).inputs).logits
+            values = logits.float().cpu().numpy()
+            if found is None:
+                found = np.empty((len(collator.tokens), values.shape[1]), dtype=np.float32)
+            found[rows] = values
+            advance(len(rows))
+    return found if found is not None else np.empty((0, 0), dtype=np.float32)
+
+
+@dataclass
+class Evaluator:
+    """Predictions and metrics of one split."""
+
+    task: Task
+    label_names: tuple[str, ...]
+    criterion: Criterion
+    collator: Collator
+    examples: Examples
+    amp: Amp
+
+    def predict(self, model: nn.Module) -> Predictions:
+        """What `model` says about every row."""
+        logits = logits_of(model, self.collator, self.amp, f"evaluating {self.examples.split}")
+        return Predictions(self.examples.ids, logits, self.examples.labels, self.examples.split, self.label_names)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """The task's metrics and its loss."""
+        probabilities = self.task.probabilities(predictions.logits)
+        decisions = self.task.decide(probabilities)
+        kind: Any = self.task.kind
+        found = compute_metrics(self.task.metrics, kind, predictions.labels, probabilities, decisions)
+        return {**found, "loss": self._loss(predictions)}
+
+    def _loss(self, predictions: Predictions) -> float:
+        import torch
+
+        labels = torch.from_numpy(np.ascontiguousarray(predictions.labels))
+        losses = self.criterion.losses(torch.from_numpy(predictions.logits), labels)
+        return float(losses.sum()) / float(self.criterion.weights(predictions.labels).sum())

@@ -1,0 +1,203 @@
+"""A run's folder and its record, `run.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from whet.config import Node, save
+from whet.errors import RunError, WhetError, one_line
+from whet.secrets import mask, mask_text
+
+log = logging.getLogger("whet")
+LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy", "hydra-core", "omegaconf", "optuna", "wandb")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Create `parent/name`, or `parent/name-2`, … if it is taken; never shared, however many start at once."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise RunError(f"{parent / name}: too many folders of this name")
+
+
+def stamp() -> str:
+    """Local time in a form that sorts."""
+    return datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+
+
+@dataclass
+class Run:
+    """One run folder and what is known of the run so far."""
+
+    folder: Path
+    record: Node = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, folder: Path, config: Node, overrides: list[str]) -> Run:
+        """Write config, overrides and the first `run.json` into a new folder."""
+        save(config, folder / "config.yaml")
+        shown = [mask_text(item) for item in overrides]
+        (folder / "overrides.txt").write_text("".join(f"{item}\n" for item in shown), encoding="utf-8")
+        run = cls(folder)
+        run.update(
+            name=folder.name,
+            status="running",
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=mask_text(" ".join(["whet train", *overrides])),
+            seed=config.get("seed"),
+            pid=os.getpid(),
+            versions=versions(),
+            git=git_state(),
+            hardware=hardware(),
+            hashes={"config": config_hash(config)},
+        )
+        return run
+
+    def update(self, **facts: Any) -> None:
+        """Merge `facts` into the record and write it, whole or not at all."""
+        for name, value in facts.items():
+            old = self.record.get(name)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            self.record[name] = {**old, **value} if both else value  # type: ignore[dict-item]
+        aside = self.folder / f".run.json.{os.getpid()}"
+        aside.write_text(json.dumps(mask(self.record), indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+        aside.replace(self.folder / "run.json")
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Log to `train.log`; record how the run ends, whatever happens."""
+        handler = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+        handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger("whet").addHandler(handler)
+        start = time.perf_counter()
+        status, reason = "failed", ""
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status, reason = "interrupted", "Ctrl-C"
+            raise
+        except BaseException as error:
+            reason = one_line(f"{type(error).__name__}: {error}")
+            log.debug("the run failed", exc_info=True)
+            raise
+        finally:
+            self._end(status, reason, time.perf_counter() - start)
+            logging.getLogger("whet").removeHandler(handler)
+            handler.close()
+
+    def _end(self, status: str, reason: str, seconds: float) -> None:
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self.update(status=status, reason=reason, ended=ended, timings={"total_s": round(seconds, 3)}, memory=peak_memory())
+
+
+class MaskingFormatter(logging.Formatter):
+    """Secrets never reach a log file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
+def find_run(run: str) -> Path:
+    """The folder of a run given by path; a folder with `run.json`.
+
+    Raises:
+        RunError: there is none.
+    """
+    folder = Path(run).expanduser()
+    if (folder / "run.json").is_file():
+        return folder
+    parent = folder.parent
+    others = sorted(path.parent.name for path in parent.glob("*/run.json")) if parent.is_dir() else []
+    hint = f"; runs in {parent}: {', '.join(others[-3:])}" if others else ""
+    raise RunError(f"run={run}: not a run folder (no run.json){hint}")
+
+
+def read_record(folder: Path) -> Node:
+    """`run.json` of a run folder."""
+    record: Node = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
+def config_hash(config: Node) -> str:
+    """SHA-256 of the resolved config, without where it is read and written and what it is called."""
+    told = {name: value for name, value in config.items() if name not in ("paths", "name", "tags", "tracking")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, whet and the libraries that matter."""
+    import whet
+
+    found = {"python": platform.python_version(), "whet": whet.__version__}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit, branch and whether files are changed, of the current directory's repository; None outside one."""
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return {"commit": commit, "branch": ask("rev-parse", "--abbrev-ref", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory, accelerators."""
+    import psutil
+
+    found: dict[str, Any] = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["threads"] = torch.get_num_threads()
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def peak_memory() -> dict[str, int]:
+    """Largest resident memory of the process, and of the GPU, in MiB."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
+    return found
+
+
+def failed_before_start(folder: Path, config: Node, overrides: list[str], error: WhetError) -> None:
+    """Record a multirun job that failed its checks, so that the summary can tell."""
+    run = Run.create(folder, config, overrides)
+    run.update(status="failed", reason=one_line(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,272 @@
+"""The story of a training run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whet.config import Method, Node
+from whet.debug import Debug
+from whet.engine import artifact
+from whet.engine.assemble import (
+    Prepared,
+    describe_data,
+    describe_trained,
+    evaluator,
+    make_plan,
+    make_stepper,
+    prepare,
+    seed_everything,
+)
+from whet.engine.callbacks import BestCheckpoint, Callback, EarlyStopping, Profiler, Report, State
+from whet.engine.checkpoint import Checkpoints
+from whet.engine.engine import Engine
+from whet.engine.evaluate import Evaluator, logits_of
+from whet.engine.run import Run
+from whet.errors import RunError
+from whet.model.encoder import Encoder, Loaded
+from whet.paths import Paths
+from whet.peft.base import apply
+from whet.task.base import Task
+from whet.tracking.base import RunInfo, Tracking
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from whet.engine.precision import Amp
+
+log = logging.getLogger("whet")
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    folder: Path
+    metrics: dict[str, float]
+    """`test/accuracy` and so on."""
+    primary: float
+    """Primary metric on validation: what a sweep optimises."""
+    text: str
+    """The test report."""
+
+
+def settings(
+    *,
+    task: Task,
+    model: Encoder,
+    peft: Method,
+    augmentation: Method,
+    objective: Method,
+    optimizer: Method,
+    scheduler: Method,
+    engine: Engine,
+    tracking: Tracking,
+    paths: Paths,
+    debug: Debug,
+    seed: int = 1,
+    name: str | None = None,
+    tags: list[str] | None = None,
+) -> Parts:
+    """The signature that the composed config of `whet train` is checked against."""
+    return Parts(
+        task, model, peft, augmentation, objective, optimizer, scheduler, engine, tracking, paths, debug, seed, name, tags or []
+    )
+
+
+@dataclass
+class Parts:
+    """The parts of an experiment, built from its config."""
+
+    task: Task
+    model: Encoder
+    peft: Method
+    augmentation: Method
+    objective: Method
+    optimizer: Method
+    scheduler: Method
+    engine: Engine
+    tracking: Tracking
+    paths: Paths
+    debug: Debug
+    seed: int
+    name: str | None
+    tags: list[str]
+
+
+@dataclass
+class Ready:
+    """Data and model in memory, checked, nothing written yet."""
+
+    data: Prepared
+    loaded: Loaded
+    model: nn.Module
+    amp: Amp
+
+
+def get_ready(parts: Parts) -> Ready:
+    """Load and check data and model. Raises before any run folder exists."""
+    amp = parts.engine.amp()
+    seed_everything(parts.seed)
+    corpus = parts.debug.cut(parts.task.load(parts.paths), parts.seed)
+    for line in corpus.findings.lines():
+        log.info("audit: %s", line)
+    loaded = parts.model.load(parts.task.head(corpus.label_names), parts.paths)
+    data = prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed)
+    return Ready(data, loaded, apply(parts.peft, loaded), amp)
+
+
+def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None) -> Outcome:
+    """Train, keep the best, test it, report."""
+    plan = make_plan(ready.data, parts.engine, parts.debug, parts.seed)
+    stepper = make_stepper(
+        ready.model, ready.data, ready.loaded, parts.engine, plan, ready.amp,
+        parts.objective, parts.optimizer, parts.scheduler, run.folder,
+    )  # fmt: skip
+    table, sizes = describe_trained(ready.model, ready.loaded.new)
+    log.info("%s\n%s", describe_data(ready.data, plan), table)
+    run.update(trainable=sizes, hashes=_hashes(ready), data=_data_facts(ready, plan.padding()), precision=ready.amp.name)
+    judges = {s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp) for s in ("validation", "test")}
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    parts.tracking.start(_info(parts, run, config, plan.total, group))
+    try:
+        started = time.perf_counter()
+        callbacks = _callbacks(parts, ready.model, checkpoints, run.folder)
+        state = parts.engine.fit(plan, stepper, judges["validation"], callbacks)
+        run.update(timings={"train_s": round(time.perf_counter() - started, 3)}, steps=state.step, best=_best(parts, state))
+        outcome = _conclude(parts, ready, run, config, state, judges, checkpoints)
+    except BaseException as error:
+        parts.tracking.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {"reason": str(error)})
+        raise
+    parts.tracking.finish("finished", {**outcome.metrics, **sizes})
+    return outcome
+
+
+def _callbacks(parts: Parts, model: nn.Module, checkpoints: Checkpoints, folder: Path) -> list[Callback]:
+    metric = str(parts.task.primary)
+    maximize = parts.task.directions()[metric] == "maximize"
+    found: list[Callback] = [Report(parts.tracking), BestCheckpoint(model, checkpoints, metric, maximize)]
+    if parts.engine.patience is not None:
+        found.append(EarlyStopping(metric, maximize, parts.engine.patience, parts.engine.min_delta))
+    if parts.debug.profile:
+        found.append(Profiler(folder))
+    return found
+
+
+def _conclude(
+    parts: Parts, ready: Ready, run: Run, config: Node, state: State, judges: dict[str, Evaluator], checkpoints: Checkpoints
+) -> Outcome:
+    """Export the best checkpoint, load it back, compare, test."""
+    folder = run.folder / "model"
+    weights = checkpoints.at(state.best_step) / "model.safetensors"
+    artifact.export(folder, weights, ready.model, ready.loaded, config, ready.data.corpus.label_names)
+    best = artifact.load(folder, parts.paths).model.to(ready.amp.device)
+    compare_reloaded(best, judges["validation"], state)
+    metrics = {f"validation/{name}": value for name, value in judges["validation"].metrics(_best_predictions(state)).items()}
+    _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
+    tested = judges["test"].predict(best)
+    metrics |= {f"test/{name}": value for name, value in judges["test"].metrics(tested).items()}
+    text = _judge(parts, run, "test", tested, judges["test"])
+    run.update(metrics=metrics)
+    _curves(run.folder)
+    return Outcome(run.folder, metrics, state.best_value, text)
+
+
+def compare_reloaded(model: nn.Module, judge: Evaluator, state: State) -> None:
+    """The exported model must say exactly what the best checkpoint said during training.
+
+    Raises:
+        RunError: it doesn't.
+    """
+    import numpy as np
+
+    before, after = _best_predictions(state).logits, logits_of(model, judge.collator, judge.amp, "checking the saved model")
+    if not np.array_equal(before, after, equal_nan=True):
+        worst = float(np.abs(before - after).max())
+        exact = judge.amp.device.type == "cpu"
+        if exact or worst > 1e-2:
+            raise RunError(f"the saved model differs from the trained one (logits by up to {worst:g}); nothing was reported")
+        log.warning("the saved model's logits differ by up to %g (non-deterministic kernels)", worst)
+
+
+def _best_predictions(state: State) -> Any:
+    if state.best is None:
+        raise RunError("no evaluation took place")
+    return state.best
+
+
+def _judge(parts: Parts, run: Run, split: str, predictions: Any, judge: Evaluator) -> str:
+    """Predictions file, report files, trackers; returns the report's text."""
+    from whet.evaluation.report import write_report
+
+    predictions.save(run.folder / "predictions" / f"{split}.npz")
+    metrics = judge.metrics(predictions)
+    probabilities = parts.task.probabilities(predictions.logits)
+    decisions = parts.task.decide(probabilities)
+    kind: Any = parts.task.kind
+    texts = [" ⏎ ".join(row) for row in judge.examples.texts]
+    report = write_report(
+        predictions, kind, probabilities, decisions, metrics, parts.task.directions(), run.folder / "report", texts
+    )
+    parts.tracking.report(predictions, list(judge.label_names) or None, metrics)
+    return report.text()
+
+
+def _curves(folder: Path) -> None:
+    """Learning curves, where the local log was kept."""
+    from whet.evaluation.plots import learning_curves
+    from whet.tracking.jsonl import read_metrics
+
+    if (folder / "metrics.jsonl").is_file():
+        learning_curves(read_metrics(folder / "metrics.jsonl"), folder / "report" / "learning_curves.png")
+
+
+def _info(parts: Parts, run: Run, config: Node, total: int, group: str | None) -> RunInfo:
+    from whet.secrets import mask
+
+    return RunInfo(
+        folder=run.folder,
+        name=parts.name or run.folder.name,
+        config=mask(config),
+        group=group,
+        tags=tuple(parts.tags),
+        total_steps=total,
+        directions={f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()},
+    )
+
+
+def _hashes(ready: Ready) -> dict[str, Any]:
+    return {"data": ready.data.hashes(), "weights": ready.loaded.located.sha256}
+
+
+def _data_facts(ready: Ready, padding: float) -> dict[str, Any]:
+    tokens = ready.data.tokens
+    return {
+        "rows": {name: len(found) for name, found in tokens.items()},
+        "label_names": list(ready.data.corpus.label_names),
+        "padding": round(padding, 4),
+        "truncated": {name: round(float(found.truncated.mean()), 4) for name, found in tokens.items()},
+        "audit": json.loads(json.dumps(ready.data.corpus.findings.to_dict(), default=str)),
+    }
+
+
+def _best(parts: Parts, state: State) -> dict[str, Any]:
+    return {"step": state.best_step, "metric": f"validation/{parts.task.primary}", "value": state.best_value, "stopped": state.stopped}
+
+
+def run_name(parts: Parts, config: Node) -> str:
+    """Readable, and sorts by time."""
+    from whet.engine.run import stamp
+
+    method = str(config["peft"]["_target_"]).rpartition(".")[2]
+    return parts.name or f"{stamp()}-{parts.task.name}-{parts.model.name}-{method}-s{parts.seed}"
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """Task overrides as given."""
+    return [str(item) for item in arguments]

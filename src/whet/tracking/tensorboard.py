@@ -1,0 +1,142 @@
+"""TensorBoard: scalars, the hyper-parameter table, confusion images and precision-recall curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whet.config import flatten
+from whet.secrets import mask
+from whet.tracking.base import RunInfo, Sink
+from whet.tracking.figures import class_names, confusion, curves, unseen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch.utils.tensorboard import SummaryWriter
+
+    from whet.evaluation.predictions import Predictions
+
+FOLDER = "tensorboard"
+_READABLE = 30
+"""Up to so many classes the confusion image carries names and counts."""
+
+
+@dataclass(kw_only=True)
+class TensorBoard(Sink):
+    """Writes event files to the run's `tensorboard/`; point `tensorboard --logdir` at any folder above."""
+
+    _run: RunInfo | None = field(init=False, repr=False, default=None)
+    _writer: SummaryWriter | None = field(init=False, repr=False, default=None)
+    _seen: set[str] = field(init=False, repr=False, default_factory=set)
+    _step: int = field(init=False, repr=False, default=0)
+
+    def start(self, run: RunInfo) -> None:
+        self._run = run
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._step = step
+        self._seen.update(metrics)
+        writer = self._open()
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+
+    def report(
+        self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
+    ) -> None:
+        self.log(unseen(metrics, predictions.split, self._seen), self._step)
+        writer, split = self._open(), predictions.split
+        counts = confusion(predictions)
+        if counts is not None:
+            image = draw_confusion(counts, class_names(predictions, label_names))
+            writer.add_image(f"{split}/confusion", image, self._step, dataformats="HWC")
+        for curve in curves(predictions, label_names):
+            tag = f"{split}/precision_recall/{curve.name}"
+            writer.add_pr_curve(tag, curve.truth, curve.scores, self._step)
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        if self._run is None:
+            return
+        writer = self._open()
+        figures = {name: float(value) for name, value in flatten(summary) if _is_number(value)}
+        self.log(unseen(figures, "final", self._seen), self._step)
+        named = {name if "/" in name else f"final/{name}": value for name, value in figures.items()}
+        self._write_hparams(status, named)
+        writer.close()
+        self._run = self._writer = None
+
+    def _open(self) -> SummaryWriter:
+        """The writer, made at the first event: a resumed run makes TensorBoard forget what came after."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            if self._run is None:
+                raise RuntimeError("start() comes before log()")
+            folder = self._run.folder / FOLDER
+            purge = self._step if _has_events(folder) else None
+            self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+        return self._writer
+
+    def _write_hparams(self, status: str, figures: dict[str, float]) -> None:
+        """The run's row of the hyper-parameter table, in the run's own folder."""
+        from torch.utils.tensorboard.summary import hparams
+
+        config = self._run.config if self._run else {}
+        leaves = {
+            key: value for key, value in flatten(mask(config)) if isinstance(value, (bool, int, float, str))
+        }
+        experiment, started, ended = hparams(leaves, figures)  # type: ignore[no-untyped-call]
+        _set_status(ended, status)
+        for part in (experiment, started, ended):
+            self._open()._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
+
+
+def draw_confusion(counts: NDArray[Any], names: list[str]) -> NDArray[Any]:
+    """[height, width, 3] picture of a confusion matrix, shaded by the share of each actual class."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    side = min(4 + 0.35 * len(names), 16)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="actual")
+    if len(names) <= _READABLE:
+        _write_counts(axes, counts, names)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def _write_counts(axes: Any, counts: NDArray[Any], names: list[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    rows = counts.sum(axis=1)
+    for actual in range(len(names)):
+        for predicted in range(len(names)):
+            count = int(counts[actual, predicted])
+            shade = "white" if count * 2 > rows[actual] else "black"
+            axes.text(predicted, actual, str(count), ha="center", va="center", color=shade)
+
+
+def _set_status(ended: Any, status: str) -> None:
+    """TensorBoard's own state of a run that didn't finish."""
+    from tensorboard.plugins.hparams.api_pb2 import Status  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
+
+    if status == "finished":
+        return
+    plugin = ended.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    content.session_end_info.status = Status.Value("STATUS_FAILURE")
+    plugin.content = content.SerializeToString()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _has_events(folder: Path) -> bool:
+    return any(folder.glob("events.out.tfevents.*"))

@@ -1,0 +1,324 @@
+"""Weights & Biases, kept at arm's length: nothing that happens to it stops or slows training.
+
+All of it (import, init, log, finish) happens in one daemon thread fed by a bounded queue. A full queue drops
+what comes, an exception switches the sink off, and a hang at the end is waited for `patience` seconds; each
+is reported once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import queue
+import random
+import secrets
+import string
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from whet.config import flatten
+from whet.errors import WhetError, one_line
+from whet.secrets import mask, mask_text
+from whet.tracking.base import RunInfo, Sink
+from whet.tracking.figures import class_names, confusion, curves, unseen
+from whet.types import PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from whet.evaluation.predictions import Predictions
+
+log = logging.getLogger("whet.tracking")
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+_EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}
+_CLOUD = "api.wandb.ai"
+_MAX_TAG = 64
+_MAX_CLASSES = 100
+"""A confusion chart holds at most so many classes (a W&B table ends at 10,000 rows)."""
+_FLUSH_SECONDS = 2.0
+"""The offline record reaches the disk so often (W&B's own 15 s are lost when a run is killed)."""
+
+
+@dataclass(kw_only=True)
+class Wandb(Sink):
+    """Sends the run to Weights & Biases, or records it in `<run>/wandb/` for a later `wandb sync`."""
+
+    project: str = "whet"
+    entity: str | None = None
+    """User or team; null: your account's default."""
+    mode: Mode = "auto"
+    """auto: online if you are logged in (or as WANDB_MODE says), else offline."""
+    patience: PositiveFloat = 30.0
+    """Seconds that the end of a run waits for W&B."""
+    queue_size: PositiveInt = 1000
+    """So many log calls may wait for W&B; later ones are dropped."""
+    _queue: queue.Queue[Callable[[Any], None]] = field(init=False, repr=False)
+    _done: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
+    _worker: threading.Thread | None = field(init=False, repr=False, default=None)
+    _told: set[str] = field(init=False, repr=False, default_factory=set)
+    _seen: set[str] = field(init=False, repr=False, default_factory=set)
+    _step: int = field(init=False, repr=False, default=0)
+    _place: str = field(init=False, repr=False, default="")
+
+    def __post_init__(self) -> None:
+        self._queue = queue.Queue(self.queue_size)
+
+    def start(self, run: RunInfo) -> None:
+        if self.mode == "disabled":
+            return
+        self._worker = threading.Thread(target=self._work, args=(run,), name="whet-wandb", daemon=True)
+        self._worker.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._seen.update(metrics)
+        self._step = step
+        self._offer(partial(_log, values=dict(metrics), step=step))
+
+    def report(
+        self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
+    ) -> None:
+        new = unseen(metrics, predictions.split, self._seen)
+        self._offer(
+            partial(_report, predictions=predictions, names=label_names, metrics=new, step=self._step)
+        )
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Wait at most `patience` seconds for what is still queued and for W&B's own end."""
+        worker, self._worker = self._worker, None
+        if worker is None or self._done.is_set():
+            return
+        deadline = time.monotonic() + self.patience
+        figures = mask(dict(summary)) | {"status": status}
+        last = partial(_finish, summary=figures, code=_EXIT_CODES.get(status, 1))
+        with contextlib.suppress(queue.Full):  # nothing was taken all that time: the wait below ends at once
+            self._queue.put(last, timeout=self.patience)
+        if not self._done.wait(max(deadline - time.monotonic(), 0)):
+            _detach()
+            self._tell(f"did not finish within {self.patience:g} s", self._advice())
+
+    def _offer(self, item: Callable[[Any], None]) -> None:
+        if self._worker is None or self._done.is_set():
+            return
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self._tell("is too slow", f"measurements are dropped there (more than {self.queue_size} wait)")
+
+    def _work(self, info: RunInfo) -> None:
+        """The worker thread's whole life."""
+        try:
+            run = self._open(info)
+            while getattr(item := self._queue.get(), "func", None) is not _finish:
+                item(run)
+            item(run)
+        except Exception as error:  # noqa: BLE001  whatever a tracker raises, training goes on; told once
+            _detach()
+            self._tell(
+                f"failed ({mask_text(one_line(error)) or type(error).__name__})", "the run goes on without it"
+            )
+        finally:
+            self._done.set()
+            atexit.unregister(self._at_exit)
+
+    def _open(self, info: RunInfo) -> Any:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry threads draw from `random`
+        import wandb
+
+        _own_random()
+        mode = choose_mode(self.mode, wandb.setup().settings)
+        atexit.register(self._at_exit)  # after W&B's own exit hook, so that ours runs before it
+        info.folder.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(**self._arguments(info, mode))
+        _own_random()
+        self._place = str(getattr(run.settings, "sync_dir", ""))
+        define_metrics(run, info.directions)
+        return run
+
+    def _arguments(self, info: RunInfo, mode: str) -> dict[str, Any]:
+        return {
+            "project": self.project,
+            "entity": self.entity,
+            "mode": mode,
+            "dir": str(info.folder),
+            "id": run_id(info.folder),
+            "name": info.name,
+            "group": info.group,
+            "job_type": info.job_type,
+            "tags": [tag[:_MAX_TAG] for tag in info.tags],
+            "config": dict(flatten(mask(info.config))),
+            "resume": "allow" if mode == "online" else None,
+            "reinit": "create_new",
+            "settings": _settings(),
+        }
+
+    def _at_exit(self) -> None:
+        """The program ends without `finish()`: don't let W&B's own exit hook wait for ever."""
+        self.finish("failed", {})
+
+    def _advice(self) -> str:
+        return (
+            f"upload the run later: wandb sync {self._place}"
+            if self._place
+            else "it has no record of this run"
+        )
+
+    def _tell(self, problem: str, consequence: str) -> None:
+        """Warn, once per kind of problem."""
+        kind = problem.partition(" (")[0]
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("W&B %s: %s", problem, consequence)
+
+
+def choose_mode(mode: Mode, settings: Any) -> str:
+    """The W&B mode to start in, found without a prompt or the network.
+
+    Raises:
+        WhetError: online is asked for, and nobody is logged in.
+    """
+    if mode == "offline":
+        return "offline"
+    if mode == "auto" and settings.mode not in (None, "online"):
+        return str(settings.mode)
+    if logged_in(settings):
+        return "online"
+    if mode == "online":
+        raise WhetError("not logged in: run `wandb login` or set WANDB_API_KEY")
+    return "offline"
+
+
+def logged_in(settings: Any) -> bool:
+    """Whether an API key or identity token is at hand: environment, W&B's settings file or netrc."""
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or getattr(settings, "identity_token_file", None):
+        return True
+    import netrc
+    from urllib.parse import urlsplit
+
+    path = Path(os.environ.get("NETRC") or _default_netrc()).expanduser()
+    if not path.is_file():
+        return False
+    try:
+        known = netrc.netrc(path)
+    except (netrc.NetrcParseError, OSError) as error:
+        log.warning("%s can't be read: %s", path, one_line(error))
+        return False
+    default = type(settings)().base_url == settings.base_url
+    hosts = [urlsplit(settings.base_url).netloc, *([_CLOUD] if default else [])]
+    return any(host in known.hosts for host in hosts)
+
+
+def _default_netrc() -> str:
+    return "~/.netrc" if Path("~/.netrc").expanduser().exists() else "~/_netrc"
+
+
+def run_id(folder: Path) -> str:
+    """The run's W&B id, kept in its folder: a resumed run continues the same W&B run."""
+    path = folder / "wandb" / "run_id"
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    chosen = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(10))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(chosen + "\n", encoding="utf-8")
+    return chosen
+
+
+def define_metrics(run: Any, directions: Mapping[str, str]) -> None:
+    """Every chart is drawn over `step`; a declared metric's summary is its best value."""
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    for key, direction in directions.items():
+        names = [key] if "/" in key else [f"{split}/{key}" for split in ("train", "validation", "test")]
+        for name in names:
+            run.define_metric(name, step_metric="step", summary="max" if direction == "maximize" else "min")
+
+
+# ---------------------------------------------------------------- what the worker does
+
+
+def _settings() -> Any:
+    """No console capture, prompts, code, git remote or command line: they cost time or carry secrets."""
+    import wandb
+
+    wanted = {
+        "silent": True,
+        "console": "off",
+        "save_code": False,
+        "disable_git": True,
+        "x_disable_meta": True,
+        "x_save_requirements": False,
+        "x_transaction_log_flush_interval": _FLUSH_SECONDS,
+    }
+    return wandb.Settings(
+        **{name: value for name, value in wanted.items() if hasattr(wandb.Settings(), name)}
+    )
+
+
+def _log(run: Any, values: dict[str, Any], step: int) -> None:
+    if values:
+        run.log(values | {"step": step})
+
+
+def _report(
+    run: Any, predictions: Predictions, names: list[str] | None, metrics: dict[str, float], step: int
+) -> None:
+    charts = {
+        f"{predictions.split}/confusion": _confusion_chart(predictions, names),
+        f"{predictions.split}/precision_recall": _curve_chart(predictions, names),
+    }
+    _log(run, metrics | {name: chart for name, chart in charts.items() if chart is not None}, step)
+
+
+def _confusion_chart(predictions: Predictions, label_names: list[str] | None) -> Any:
+    counts, names = confusion(predictions), class_names(predictions, label_names)
+    if counts is None or len(names) > _MAX_CLASSES:
+        return None
+    rows = [[names[a], names[p], int(n)] for a, row in enumerate(counts) for p, n in enumerate(row)]
+    columns = ["Actual", "Predicted", "nPredictions"]
+    return _chart("wandb/confusion_matrix/v1", columns, rows, {name: name for name in columns}, {})
+
+
+def _curve_chart(predictions: Predictions, label_names: list[str] | None) -> Any:
+    rows = [[curve.name, x, y] for curve in curves(predictions, label_names) for x, y in curve.points()]
+    if not rows:
+        return None
+    fields = {"class": "class", "x": "recall", "y": "precision"}
+    titles = {"x-axis-title": "Recall", "y-axis-title": "Precision"}
+    return _chart("wandb/area-under-curve/v0", list(fields.values()), rows, fields, titles)
+
+
+def _chart(
+    spec: str, columns: list[str], rows: list[list[Any]], fields: dict[str, str], titles: dict[str, str]
+) -> Any:
+    import wandb
+
+    table = wandb.Table(columns=columns, data=rows)
+    return wandb.plot_table(vega_spec_name=spec, data_table=table, fields=fields, string_fields=titles)
+
+
+def _finish(run: Any, summary: dict[str, Any], code: int) -> None:
+    run.summary.update(summary)
+    run.finish(exit_code=code)
+
+
+def _own_random() -> None:
+    """Give W&B's modules a generator of their own: their retries must not move the training's draws."""
+    private = random.Random()
+    for name, module in list(sys.modules.items()):
+        own = name.split(".")[0] in ("wandb", "opentelemetry")
+        if own and vars(module).get("random") is random:
+            setattr(module, "random", private)  # noqa: B010  the attribute is an import
+
+
+def _detach() -> None:
+    """Withdraw W&B's exit hook, which waits without limit for its service process."""
+    setup = sys.modules.get("wandb.sdk.wandb_setup")
+    connection = getattr(getattr(setup, "_singleton", None), "_connection", None)
+    if cleanup := getattr(connection, "_cleanup", None):
+        cleanup()
