@@ -29,9 +29,8 @@ class Disk(Source):
         try:
             found = datasets.load_from_disk(str(folder))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise DataError(
-                "path", f"not a folder that save_to_disk wrote: {one_line(error)[:200]}", self.path
-            ) from None
+            reason = f"not a folder that save_to_disk wrote: {one_line(error)[:200]}"
+            raise DataError("path", reason, self.path) from None
         if isinstance(found, datasets.Dataset):
             return {UNSPLIT: found}
         splits = {name: found[name] for name in SPLITS if name in found}

@@ -51,7 +51,7 @@ class Tabular(Source):
     delimiter: str | None = None
     """Field separator; a comma for csv and a tab for tsv unless given."""
     encoding: str = "utf-8"
-    """Text encoding; a byte order mark is dropped."""
+    """Text encoding (not of parquet); a byte order mark is dropped."""
     quotes: bool = True
     """Whether a double quote encloses fields (csv, tsv); false where it's an ordinary character."""
     columns: list[str] | None = None
@@ -106,9 +106,7 @@ def existing(given: str, key: str) -> Path:
         return path
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
-    where = (
-        f"in {path.parent.absolute()}" if path.parent.is_dir() else f"(nor a folder {path.parent.absolute()})"
-    )
+    where = f"in {path.parent.absolute()}" if path.parent.is_dir() else f"(nor a folder {path.parent})"
     raise DataError(key, f"no such file {where}; {nearest(path.name, close)}", given)
 
 
@@ -124,7 +122,8 @@ def splits_in(folder: Path) -> dict[str, Path]:
         own = [path for path in files if path.stem.lower() in names]
         if len(own) > 1:
             raise DataError("path", f"two files for {split}: {own[0].name} and {own[1].name}", str(folder))
-        found.update({split: path for path in own})
+        if own:
+            found[split] = own[0]
     if not found:
         seen = ", ".join(path.name for path in files[:5]) or "no table at all"
         raise DataError("path", f"no train, validation or test file; the folder holds {seen}", str(folder))
@@ -157,7 +156,7 @@ def read_table(
     kind = _kind(path, format)
     room = cache / _content(path)
     if kind in ("json", "jsonl", "parquet"):
-        return _not_empty(_typed(path, kind, room), path)
+        return _not_empty(_typed(path, kind, encoding, room), path)
     plan = _Plan(str(path), kind, delimiter, encoding, quotes, tuple(columns or ()), tuple(skip_rows), ragged)
     return _not_empty(_generated(plan, room), path)
 
@@ -165,9 +164,8 @@ def read_table(
 def _kind(path: Path, format: str) -> str:
     kind = SUFFIXES.get(path.suffix.lower()) if format == "auto" else format
     if kind is None:
-        raise DataError(
-            "format", f"can't tell the format of {path.name}; {nearest(path.suffix, SUFFIXES)}", format
-        )
+        problem = f"can't tell the format of {path.name}; {nearest(path.suffix, SUFFIXES)}"
+        raise DataError("format", problem, format)
     return kind
 
 
@@ -182,13 +180,34 @@ def _not_empty(table: datasets.Dataset, path: Path) -> datasets.Dataset:
     return table
 
 
-def _typed(path: Path, kind: str, room: Path) -> datasets.Dataset:
+def _typed(path: Path, kind: str, encoding: str, room: Path) -> datasets.Dataset:
     import datasets
 
-    builder = "parquet" if kind == "parquet" else "json"
-    return _readable(
-        path, lambda: datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=str(room))
-    )
+    options = {"data_files": str(path), "split": "train", "cache_dir": str(room)}
+    if kind == "parquet":
+        return _readable(path, lambda: datasets.load_dataset("parquet", **options))
+    table = _readable(path, lambda: datasets.load_dataset("json", encoding=encoding, **options))
+    dates = [name for name, feature in table.features.items() if "timestamp" in str(feature)]
+    return _as_text(table, dates, path, encoding, room) if dates else table
+
+
+def _as_text(
+    table: datasets.Dataset, columns: list[str], path: Path, encoding: str, room: Path
+) -> datasets.Dataset:
+    """The same JSON with `columns` as they stand: Arrow takes strings that look like dates for times."""
+    import datasets
+
+    features = datasets.Features({**table.features, **dict.fromkeys(columns, datasets.Value("string"))})
+    make: Callable[..., Any] = datasets.Dataset.from_generator
+    rows = {"path": str(path), "encoding": encoding, "names": tuple(features)}
+    return _readable(path, lambda: make(_json_rows, features=features, cache_dir=str(room), gen_kwargs=rows))
+
+
+def _json_rows(path: str, encoding: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    text = Path(path).read_text(encoding=encoding).lstrip("\ufeff")
+    found = json.loads(text) if text.startswith("[") else map(json.loads, text.splitlines())
+    for row in found:
+        yield {name: row.get(name) for name in names}
 
 
 def _generated(plan: _Plan, room: Path) -> datasets.Dataset:
@@ -198,15 +217,9 @@ def _generated(plan: _Plan, room: Path) -> datasets.Dataset:
     features = datasets.Features({name: datasets.Value("string") for name in names})
     key = hashlib.sha256(json.dumps(dataclasses.astuple(plan)).encode()).hexdigest()[:16]
     make: Callable[..., Any] = datasets.Dataset.from_generator
+    settings = {"features": features, "cache_dir": str(room), "fingerprint": key}
     return _readable(
-        Path(plan.path),
-        lambda: make(
-            _rows,
-            features=features,
-            cache_dir=str(room),
-            gen_kwargs={"plan": plan, "names": names},
-            fingerprint=key,
-        ),
+        Path(plan.path), lambda: make(_rows, gen_kwargs={"plan": plan, "names": names}, **settings)
     )
 
 
@@ -218,7 +231,7 @@ def _readable(path: Path, read: Callable[[], datasets.Dataset]) -> datasets.Data
     try:
         with quiet():
             return read()
-    except (DatasetGenerationError, ArrowInvalid) as error:
+    except (DatasetGenerationError, ArrowInvalid, StopIteration) as error:
         cause = error.__cause__ or error
         if isinstance(cause, DataError):
             raise cause from None
@@ -227,15 +240,17 @@ def _readable(path: Path, read: Callable[[], datasets.Dataset]) -> datasets.Data
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of the datasets library."""
+    """No progress bars of the datasets library, and no log lines for what is raised anyway."""
     import datasets
 
-    before = datasets.are_progress_bars_disabled()
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
-        if not before:
+        datasets.logging.set_verbosity(level)
+        if shown:
             datasets.enable_progress_bars()
 
 
@@ -263,11 +278,8 @@ def _lines(plan: _Plan) -> Iterator[tuple[int, list[str]]]:
     except LookupError:
         raise DataError("encoding", "no such text encoding", plan.encoding) from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            "encoding",
-            f"{plan.path} is not {plan.encoding} (byte {error.start}); try latin-1 or gb18030",
-            plan.encoding,
-        ) from None
+        problem = f"{plan.path} is not {plan.encoding} (byte {error.start}); try latin-1 or gb18030"
+        raise DataError("encoding", problem, plan.encoding) from None
 
 
 def _text_lines(source: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
@@ -296,9 +308,8 @@ def _column_names(plan: _Plan) -> tuple[str, ...]:
     names = [name.strip() or f"column_{place}" for place, name in enumerate(header, start=1)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise DataError(
-            "columns", f"{plan.path} names a column twice: {', '.join(sorted(twice))}; list them here"
-        )
+        problem = f"{plan.path} names a column twice: {', '.join(sorted(twice))}; list them here"
+        raise DataError("columns", problem, list(plan.columns) or None)
     return tuple(names)
 
 
@@ -306,11 +317,8 @@ def _rows(plan: _Plan, names: tuple[str, ...]) -> Iterator[dict[str, str | None]
     headless = bool(plan.columns) or plan.kind == "txt"
     for number, fields in itertools.islice(_lines(plan), 0 if headless else 1, None):
         if len(fields) != len(names) and not plan.ragged:
-            raise DataError(
-                "path",
-                f"line {number} has {len(fields)} fields, not {len(names)} (allow it: ragged)",
-                plan.path,
-            )
+            problem = f"line {number} has {len(fields)} fields, not {len(names)} (ragged=true accepts it)"
+            raise DataError("path", problem, plan.path)
         padded = [*fields, *[None] * (len(names) - len(fields))]
         yield dict(zip(names, padded, strict=False))
 
@@ -353,8 +361,7 @@ def keep(table: datasets.Dataset, where: dict[str, Any]) -> datasets.Dataset:
         accepted = {str(value) for value in (wanted if isinstance(wanted, list) else [wanted])}
         rows = [row for row, value in enumerate(values) if value in accepted]
         if not rows:
-            raise DataError(
-                "where", f"matches no row; {column} holds {', '.join(sorted(set(values))[:8])}", where
-            )
+            held = ", ".join(sorted(set(values))[:8])
+            raise DataError("where", f"matches no row; {column} holds {held}", where)
         table = table.select(rows)
     return table

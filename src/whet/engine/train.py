@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,7 +265,3 @@ def run_name(parts: Parts, config: Node) -> str:
     method = str(config["peft"]["_target_"]).rpartition(".")[2]
     return parts.name or f"{stamp()}-{parts.task.name}-{parts.model.name}-{method}-s{parts.seed}"
 
-
-def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """Task overrides as given."""
-    return [str(item) for item in arguments]

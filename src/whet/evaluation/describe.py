@@ -5,6 +5,7 @@ Words are counted as runs of letters and digits; each Chinese character and each
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -45,16 +46,17 @@ def _columns(letter: str) -> int:
 
 def shorten(text: str, columns: int) -> str:
     """`text` on one line of at most `columns`, an ellipsis where it was cut."""
-    line = one_line("".join(" " if unicodedata.category(c) == "Cc" else c for c in text))
+    return cut(one_line("".join(" " if unicodedata.category(c) == "Cc" else c for c in text)), columns)
+
+
+def cut(line: str, columns: int) -> str:
+    """The first `columns` of a line, its spaces kept, an ellipsis where it was cut."""
     if width(line) <= columns:
         return line
-    kept, used = "", 0
-    for letter in line:
-        used += _columns(letter)
-        if used > columns - 1:
-            break
-        kept += letter
-    return kept + "…" if columns > 0 else ""
+    used = itertools.accumulate(map(_columns, line))
+    return "".join(letter for letter, end in zip(line, used, strict=True) if end < columns) + "…" * (
+        columns > 0
+    )
 
 
 def pad(text: str, columns: int, right: bool = False) -> str:
@@ -90,8 +92,8 @@ def describe(
         sample_rows: rows shown of all splits together, the first split first.
         seed: draws them.
     """
-    tokens, cut = lengths or {}, truncated or {}
-    parts = {name: _split(table, tokens.get(name), cut.get(name)) for name, table in splits.items()}
+    tokens, lost = lengths or {}, truncated or {}
+    parts = {name: _split(table, tokens.get(name), lost.get(name)) for name, table in splits.items()}
     return {
         "splits": parts,
         "max_length": max_length,
@@ -112,7 +114,7 @@ def _split(table: Table, tokens: NDArray[Any] | None, truncated: int | None) -> 
     found: dict[str, Any] = {"rows": len(table), **_labels(table.labels)}
     found["lengths"] = {unit: percentiles(values) for unit, values in measured.items()}
     if truncated is not None:
-        found["truncated"] = {"rows": int(truncated), "share": truncated / len(table) if len(table) else 0.0}
+        found["truncated"] = {"rows": int(truncated), "share": truncated / max(1, len(table))}
     return found
 
 
@@ -168,15 +170,8 @@ def render(description: Mapping[str, Any], columns: int = 100) -> str:
         ("audit", description["notes"]),
         ("sample rows", _shown(description["samples"], columns)),
     ):
-        lines += [title, *("  " + shorten_keeping(line, columns - 2) for line in block), ""] if block else []
+        lines += [title, *("  " + cut(line, columns - 2) for line in block), ""] if block else []
     return "\n".join(lines).rstrip() + "\n"
-
-
-def shorten_keeping(line: str, columns: int) -> str:
-    """`line` shortened, its indentation kept."""
-    body = line.lstrip(" ")
-    indent = len(line) - len(body)
-    return " " * indent + shorten(body, columns - indent)
 
 
 def _balance(split: Mapping[str, Any], columns: int) -> Iterator[str]:
@@ -211,19 +206,21 @@ def _lengths(description: Mapping[str, Any], columns: int) -> Iterator[str]:
         for unit, found in split["lengths"].items():
             if found:
                 cells = "".join(pad(f"{found[n]:,.1f}".removesuffix(".0"), 9, right=True) for n in names)
-                yield shorten_keeping(f"  {pad(name, 12)}{pad(unit, 12)}{cells}".rstrip(), columns)
+                yield cut(f"  {pad(name, 12)}{pad(unit, 12)}{cells}".rstrip(), columns)
     limit = f" at {description['max_length']} tokens" if description["max_length"] else ""
     for name, split in description["splits"].items():
-        if cut := split.get("truncated"):
-            yield f"  {pad(name, 12)}truncated{limit}: {cut['rows']:,} rows ({cut['share']:.2%})"
+        if lost := split.get("truncated"):
+            yield f"  {pad(name, 12)}truncated{limit}: {lost['rows']:,} rows ({lost['share']:.2%})"
     for name, share in description["padding"].items():
-        yield f"  {pad(name, 12)}padding: {share:.1%} of a batch's tokens"
+        yield f"  {pad(name, max(12, width(name) + 2))}padding: {share:.1%} of a batch's tokens"
+
+
+def _label(label: Any) -> str:
+    return ", ".join(map(str, label)) if isinstance(label, (list, tuple)) else str(label)
 
 
 def _shown(samples: Sequence[Mapping[str, Any]], columns: int) -> Iterator[str]:
-    labels = [
-        ", ".join(one["label"]) if isinstance(one["label"], list) else str(one["label"]) for one in samples
-    ]
+    labels = [_label(one["label"]) for one in samples]
     ids = min(20, max((width(one["id"]) for one in samples), default=0))
     names = min(20, max(map(width, labels), default=0))
     for one, label in zip(samples, labels, strict=True):

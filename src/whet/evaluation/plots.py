@@ -116,6 +116,24 @@ def _dress(axes: Axes, title: str, x: str, y: str) -> None:
         axes.spines[side].set_color(FAINT)
 
 
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Code points that this machine's fonts can draw."""
+    from matplotlib import font_manager
+
+    files = [font_manager.findfont(name) for name in fonts()]
+    return frozenset().union(*(font_manager.get_font(file).get_charmap() for file in files))
+
+
+def readable(names: Sequence[str], letters: int = NAME) -> list[str]:
+    """Class names as they can be drawn: shortened; `class 3` where no font of this machine has its script."""
+    drawable = [_letters().issuperset(map(ord, name)) for name in names]
+    return [
+        _clip(n, letters) if ok else f"class {i}"
+        for i, (n, ok) in enumerate(zip(names, drawable, strict=True))
+    ]
+
+
 def _clip(name: str, letters: int = NAME) -> str:
     """A class name that fits and that matplotlib doesn't take for mathematics."""
     short = name if len(name) <= letters else name[: letters - 1] + "…"
@@ -140,12 +158,14 @@ def learning_curves(
         `path`.
     """
     panels = [panel for panel in _panels(records) if panel[1]]
+    last = max((points[-1][0] for _, curves in panels for points in curves.values()), default=0) or 1
     figure = _figure(8, 0.6 + 2.5 * max(1, len(panels)))
     for place, (title, curves) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, place + 1)
         _dress(axes, title, "optimizer updates" if place == len(panels) - 1 else "", title)
         for colour, (name, points) in zip(_colours(), curves.items(), strict=False):
             _curve(axes, name, points, colour, _goal(name, directions or {}))
+        axes.set_xlim(0, 1.03 * last)
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if not panels:
         _empty(figure, "no figures were logged")
@@ -154,7 +174,7 @@ def learning_curves(
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, list[Point]]]]:
     found = series(records)
-    losses = {name: found[name] for name in ("train/loss", "validation/loss") if name in found}
+    losses = {name: points for name, points in found.items() if name in ("train/loss", "validation/loss")}
     scores = {
         name: points
         for name, points in found.items()
@@ -258,9 +278,9 @@ def confusion_matrix(counts: NDArray[Any], names: Sequence[str], path: Path, tit
 
 
 def _name_axes(axes: Axes, names: Sequence[str]) -> None:
-    shown = [_clip(name) for name in names]
-    letters = max(map(len, shown), default=0)
-    turn = 0 if letters <= 5 and len(names) <= 12 else 45 if len(names) <= 20 else 90
+    shown = readable(names)
+    longest = max(map(len, shown), default=0)
+    turn = 0 if longest <= 5 and len(names) <= 12 else 45 if len(names) <= 20 else 90
     size = 9 if len(names) <= 20 else 6.5
     aligned = {0: "center", 45: "right", 90: "center"}[turn]
     axes.set_xticks(
@@ -312,12 +332,11 @@ def pr_curves(
     axes = figure.add_subplot()
     left_out = f" (the {len(columns)} largest classes)" if len(columns) < np.count_nonzero(support) else ""
     _dress(axes, title + left_out, "recall", "precision")
+    shown = readable(names)
     for colour, column in zip(_colours(), columns, strict=False):
         recall, precision, area = pr_curve(truth[:, column], scores[:, column])
         x, y = np.append(0.0, recall), np.append(precision[0], precision)
-        axes.step(
-            x, y, where="pre", color=colour, linewidth=1.6, label=f"{_clip(names[column])}  AP {area:.3f}"
-        )
+        axes.step(x, y, where="pre", color=colour, linewidth=1.6, label=f"{shown[column]}  AP {area:.3f}")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.03))
     if columns:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -331,6 +350,8 @@ def scatter(true: NDArray[Any], predicted: NDArray[Any], path: Path, title: str 
     figure = _figure(5.5, 5.2)
     axes = figure.add_subplot()
     _dress(axes, title, "true", "predicted")
+    finite = np.isfinite(true) & np.isfinite(predicted)
+    true, predicted = true[finite], predicted[finite]
     both = np.concatenate([true, predicted])
     low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
     room = 0.04 * (high - low) or 0.5

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from whet.errors import RunError, one_line
 from whet.evaluation import plots
-from whet.evaluation.describe import pad, percentiles, shorten, shorten_keeping
+from whet.evaluation.describe import cut, pad, percentiles, shorten, width
 from whet.evaluation.predictions import Predictions
 
 WORST = 20
@@ -99,7 +99,7 @@ class Report:
 
     def text(self) -> str:
         """A plain table for the terminal, at most `WIDE` columns."""
-        return "\n".join(shorten_keeping(line, WIDE) for line in _terminal(self)) + "\n"
+        return "\n".join(cut(line, WIDE) for line in _terminal(self)) + "\n"
 
     def markdown(self) -> str:
         """The same for a browser, with the worst mistakes."""
@@ -343,10 +343,11 @@ def _class_table(report: Report) -> Iterator[str]:
         if shown != report.classes
         else "class"
     )
+    first = min(40, max(map(width, [left_out, *(one.name for one in shown)])))
     yield ""
-    yield "  " + pad(left_out, 40) + "".join(pad(head, 11, right=True) for head in _HEADS)
+    yield "  " + pad(left_out, first) + "".join(pad(head, 11, right=True) for head in _HEADS)
     for one in shown:
-        yield "  " + pad(one.name, 40) + "".join(pad(cell, 11, right=True) for cell in _cells(one))
+        yield "  " + pad(one.name, first) + "".join(pad(cell, 11, right=True) for cell in _cells(one))
 
 
 _HEADS = ("precision", "recall", "F1", "support", "predicted")
@@ -358,23 +359,24 @@ def _cells(one: ClassScore) -> list[str]:
 
 
 def _confusion_table(report: Report) -> Iterator[str]:
+    """Columns bear their class's number where its name has no room."""
     if report.confusion is None or len(report.classes) > TERMINAL_CONFUSION:
         return
     names = [one.name for one in report.classes]
-    first = 14
-    cell = min(12, (WIDE - 2 - first) // len(names))
+    cell = min(12, (WIDE - 2 - _FIRST) // len(names))
+    heads, rows = names, names
+    if any(width(name) >= cell for name in names):
+        heads = [f"[{number}]" for number in range(len(names))]
+        rows = [f"{head} {name}" for head, name in zip(heads, names, strict=True)]
     yield ""
-    yield (
-        "  "
-        + pad("true\\predicted", first)
-        + "".join(pad(shorten(name, cell - 1), cell, right=True) for name in names)
-    )
-    for name, row in zip(names, report.confusion, strict=True):
-        yield (
-            "  "
-            + pad(shorten(name, first - 1), first)
-            + "".join(pad(str(count), cell, right=True) for count in row)
-        )
+    yield "  " + pad("true\\predicted", _FIRST) + "".join(pad(head, cell, right=True) for head in heads)
+    for name, counts in zip(rows, report.confusion, strict=True):
+        cells = "".join(pad(str(count), cell, right=True) for count in counts)
+        yield "  " + pad(shorten(name, _FIRST - 1), _FIRST) + cells
+
+
+_FIRST = 26
+"""Columns of the confusion table's row names."""
 
 
 # ---------------------------------------------------------------- Markdown

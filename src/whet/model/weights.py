@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 """What is fetched from a hub repository beside the weights."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNPINNED = "must be a commit (40 hex digits), or set allow_unpinned"
 _OFFLINE = (
     "the hub can't be reached and no snapshot is cached: point at a local directory with "
     "model.weights.path=/dir (config.json, tokenizer, model.safetensors)"
@@ -80,27 +81,21 @@ class WheelWeights(Weights):
 
     def locate(self, paths: Paths) -> Located:
         _licensed(self.license, self.accept_license)
-        first = (self.package, self.folder)
         if self.fallback_package is None:
-            package, folder = first[0], self._take(*first, paths)
-        else:
-            second = (self.fallback_package, self.fallback_folder or self.folder)
-            package, folder = self._either(first, second, paths)
-        return located(folder, f"{package}/{self.folder}", paths)
-
-    def _either(self, first: tuple[str, str], second: tuple[str, str], paths: Paths) -> tuple[str, Path]:
+            return self._take(self.package, self.folder, paths)
         try:
-            return first[0], self._take(*first, paths)
+            return self._take(self.package, self.folder, paths)
         except ModelError as error:
-            logger.warning("%s; trying %s", one_line(error), second[0])
-        return second[0], self._take(*second, paths)
+            logger.warning("%s; trying %s", one_line(error), self.fallback_package)
+        return self._take(self.fallback_package, self.fallback_folder or self.folder, paths)
 
-    def _take(self, package: str, folder: str, paths: Paths) -> Path:
+    def _take(self, package: str, folder: str, paths: Paths) -> Located:
         wanted = {f"{folder}/{name}": sha for name, sha in self.sha256.items()}
         try:
-            return members(package, wanted, paths.cached("wheels"))[0].parent
+            files = members(package, wanted, paths.cached("wheels"))
         except DataError as error:
             raise ModelError(error.key, error.problem, error.value) from None
+        return located(files[0].parent, f"{package}/{folder}", paths)
 
 
 @dataclass(kw_only=True)
@@ -176,9 +171,7 @@ class HubWeights(Weights):
         if self.path is not None:
             return LocalWeights(path=self.path).locate(paths)
         if not self.allow_unpinned and not _COMMIT.fullmatch(self.revision or ""):
-            raise ModelError(
-                "revision", "must be a commit (40 hex digits), or set allow_unpinned", self.revision
-            )
+            raise ModelError("revision", _UNPINNED, self.revision)
         folder = self._cached() or self._download()
         return located(folder, f"{self.repo}@{folder.name}", paths)
 
@@ -266,10 +259,18 @@ def converted(folder: Path, files: list[Path], target: Path) -> Path:
         tensors.update(read_pickled(file))
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as aside:
         made = Path(aside) / "made"
-        shutil.copytree(folder, made, ignore=shutil.ignore_patterns("*.bin", "*.bin.index.json", ".*"))
+        _copy_settings(folder, made)
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
         _settle(made, target)
     return target
+
+
+def _copy_settings(folder: Path, made: Path) -> None:
+    made.mkdir()
+    for pattern in TOKENIZER_FILES:
+        for file in folder.glob(pattern):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, made / file.name)
 
 
 def _settle(made: Path, target: Path) -> None:
@@ -301,8 +302,5 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 def _licensed(license: str | None, accepted: bool) -> None:
     if license is not None and not accepted:
-        raise ModelError(
-            "accept_license",
-            f"their licence: {license}; accept it with model.weights.accept_license=true",
-            accepted,
-        )
+        problem = f"their licence: {license}; accept it with model.weights.accept_license=true"
+        raise ModelError("accept_license", problem, accepted)

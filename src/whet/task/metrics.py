@@ -116,8 +116,9 @@ def _labelled(labels: Array, kind: Kind) -> Array:
     """[n] bool: the row has a label (a class of at least 0, a finite value)."""
     import numpy as np
 
-    good = np.isfinite(labels) if kind == "regression" else np.asarray(labels) >= 0
-    return good.all(axis=1) if good.ndim == 2 else good
+    good: Array = np.isfinite(labels) if kind == "regression" else np.greater_equal(labels, 0)
+    every: Array = np.all(good, axis=tuple(range(1, good.ndim)))
+    return every
 
 
 def _reason(labels: Array, probabilities: Array) -> str:

@@ -97,5 +97,5 @@ def _usable(predictions: Predictions) -> NDArray[Any]:
 
     if len(predictions.labels) != len(predictions):
         return np.zeros(len(predictions), dtype=bool)
-    finite: NDArray[Any] = np.isfinite(predictions.logits).reshape(len(predictions), -1).all(axis=1)
+    finite: NDArray[Any] = np.isfinite(predictions.logits.reshape(len(predictions), -1).sum(axis=1))
     return finite & (predictions.labels >= 0) if predictions.labels.ndim == 1 else finite

@@ -69,7 +69,7 @@ class Row(ABC):
 
     @abstractmethod
     def update(self, done: int, text: str = "", always: bool = False) -> None:
-        """Show that `done` are done; `text` follows the figures, `always`: don't wait for the next line's time."""
+        """Show that `done` are done; `text` follows; `always`: don't wait for the next line's time."""
 
     @abstractmethod
     def close(self) -> None:

@@ -101,7 +101,7 @@ class Wandb(Sink):
             self._queue.put(last, timeout=self.patience)
         if not self._done.wait(max(deadline - time.monotonic(), 0)):
             _detach()
-            self._tell(f"did not finish within {self.patience:g} s", self._advice())
+            self._tell("end", f"did not finish within {self.patience:g} s: {self._advice()}")
 
     def _offer(self, item: Callable[[Any], None]) -> None:
         if self._worker is None or self._done.is_set():
@@ -109,7 +109,9 @@ class Wandb(Sink):
         try:
             self._queue.put_nowait(item)
         except queue.Full:
-            self._tell("is too slow", f"measurements are dropped there (more than {self.queue_size} wait)")
+            self._tell(
+                "slow", f"is too slow: measurements are dropped there (more than {self.queue_size} wait)"
+            )
 
     def _work(self, info: RunInfo) -> None:
         """The worker thread's whole life."""
@@ -120,9 +122,8 @@ class Wandb(Sink):
             item(run)
         except Exception as error:  # noqa: BLE001  whatever a tracker raises, training goes on; told once
             _detach()
-            self._tell(
-                f"failed ({mask_text(one_line(error)) or type(error).__name__})", "the run goes on without it"
-            )
+            reason = mask_text(one_line(error)) or type(error).__name__
+            self._tell("end", f"failed ({reason}): the run goes on without it")
         finally:
             self._done.set()
             atexit.unregister(self._at_exit)
@@ -163,18 +164,15 @@ class Wandb(Sink):
         self.finish("failed", {})
 
     def _advice(self) -> str:
-        return (
-            f"upload the run later: wandb sync {self._place}"
-            if self._place
-            else "it has no record of this run"
-        )
+        if self._place:
+            return f"upload the run later: wandb sync {self._place}"
+        return "it has no record of this run"
 
-    def _tell(self, problem: str, consequence: str) -> None:
-        """Warn, once per kind of problem."""
-        kind = problem.partition(" (")[0]
+    def _tell(self, kind: str, message: str) -> None:
+        """Warn, once of each kind."""
         if kind not in self._told:
             self._told.add(kind)
-            log.warning("W&B %s: %s", problem, consequence)
+            log.warning("W&B %s", message)
 
 
 def choose_mode(mode: Mode, settings: Any) -> str:
@@ -305,6 +303,8 @@ def _chart(
 def _finish(run: Any, summary: dict[str, Any], code: int) -> None:
     run.summary.update(summary)
     run.finish(exit_code=code)
+    if getattr(run, "offline", False):
+        log.info("W&B recorded offline; to upload: wandb sync %s", run.settings.sync_dir)
 
 
 def _own_random() -> None:

@@ -1,0 +1,94 @@
+"""Hydra around a command: the same override grammar, flags and errors for all of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from whet.config import conf_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OPTIONAL_PLUS = re.compile(r"^\+(debug|experiment)=")
+
+
+def launch(command: str, function: Callable[[DictConfig], Any], arguments: list[str]) -> list[Any]:
+    """Compose `conf/<command>.yaml` with `arguments` and call `function` with the config.
+
+    Hydra's own flags (`--cfg job`, `-m`, `--info`, `--hydra-help`, …) work as in any Hydra app; `--help` is
+    whet's. Groups that a command always has may be given with or without `+`.
+
+    Returns:
+        What `function` returned, one item for each call in this process.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        from whet.cli.help import command_help
+
+        print(command_help(command))
+        return []
+    returned: list[Any] = []
+
+    def task(config: DictConfig) -> Any:
+        returned.append(function(config))
+        return returned[-1]
+
+    _run(command, task if not _is_multirun(arguments) else function, [normal(item) for item in arguments])
+    return returned
+
+
+def normal(argument: str) -> str:
+    """`+debug=fast` and `debug=fast` mean the same."""
+    return OPTIONAL_PLUS.sub(r"\1=", argument)
+
+
+def _is_multirun(arguments: list[str]) -> bool:
+    return "-m" in arguments or "--multirun" in arguments
+
+
+def _run(command: str, function: Callable[[DictConfig], Any], arguments: list[str]) -> None:
+    """Hand over to Hydra with its errors raised, not printed: `whet.cli.translate` tells them."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    kept = sys.argv
+    sys.argv = [f"whet {command}", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(function)()
+    finally:
+        sys.argv = kept
+
+
+def overrides() -> list[str]:
+    """Task overrides of the current Hydra job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [str(item) for item in HydraConfig.get().overrides.task]
+
+
+def listen() -> None:
+    """Show whet's messages on stderr (once per process)."""
+    root = logging.getLogger("whet")
+    root.setLevel(logging.DEBUG)
+    root.propagate = False
+    if any(isinstance(handler, Messages) for handler in root.handlers):
+        return
+    root.addHandler(Messages())
+
+
+class Messages(logging.StreamHandler):  # type: ignore[type-arg]
+    """Plain messages on stderr; warnings say so; secrets are masked."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setLevel(logging.INFO)
+
+    def format(self, record: logging.LogRecord) -> str:
+        from whet.secrets import mask_text
+
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return mask_text(f"{level}{record.getMessage()}")

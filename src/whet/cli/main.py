@@ -1,0 +1,89 @@
+"""`whet COMMAND …`: find the command, run it, turn its errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+
+from whet import __version__
+from whet.errors import WhetError, nearest, one_line
+
+COMMANDS = {
+    "train": "fine-tune a model on a task, test it, report",
+    "evaluate": "test a finished run on a split or a file of yours",
+    "predict": "label texts with a finished run",
+    "data": "show what a task's data holds",
+    "doctor": "check versions, devices, hub, W&B and disk",
+    "completion": "print the tab completion script of your shell",
+}
+
+USAGE = """whet {version}: fine-tune language models from one composed config.
+
+usage: whet COMMAND [key=value …] [group=choice …] [options]
+
+commands:
+{commands}
+
+first steps:
+  whet doctor                                 is everything there?
+  whet train                                  MiniLM on movie reviews, minutes on two cores
+  whet train peft=lora optimizer.lr=3e-4      override anything
+  whet train -m peft=none,lora seed=1,2,3     a grid of runs
+  whet COMMAND --help                         its groups, choices and examples
+
+Tab completion: eval "$(whet completion bash)"
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"whet {__version__}")
+        return 0
+    return _guarded(arguments)
+
+
+def usage() -> str:
+    """The text of `whet --help`."""
+    commands = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    return USAGE.format(version=__version__, commands=commands)
+
+
+def _guarded(arguments: list[str]) -> int:
+    from whet.cli.translate import explain, is_expected
+
+    tracing = any(item.lstrip("+") == "debug=trace" for item in arguments)
+    try:
+        return _dispatch(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print("whet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if tracing or not is_expected(error):
+            raise
+        known = explain(error, arguments[1:], arguments[0])
+        print(f"whet: {one_line(known)}", file=sys.stderr)
+        return known.exit_code
+
+
+def _dispatch(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        error = WhetError(f"{command}: unknown command; {nearest(command, COMMANDS)}")
+        error.exit_code = 2
+        raise error
+    warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
+    module = importlib.import_module(f"whet.cli.{command}")
+    return int(module.main(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

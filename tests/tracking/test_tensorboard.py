@@ -1,0 +1,109 @@
+"""TensorBoard files, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
+
+from whet.evaluation.predictions import Predictions
+from whet.tracking.base import RunInfo
+from whet.tracking.tensorboard import TensorBoard, draw_confusion
+
+CONFIG = {
+    "seed": 1,
+    "optimizer": {"lr": 0.5, "name": "adamw", "nesterov": True},
+    "tags": ["a"],
+    "api_key": "hunter22",
+}
+
+
+def read(folder):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    return events.Reload()
+
+
+def hparams(events, tag):
+    return HParamsPluginData.FromString(events.summary_metadata[f"_hparams_/{tag}"].plugin_data.content)
+
+
+def predictions(classes=3):
+    labels = np.arange(30) % classes
+    logits = np.eye(classes, dtype=np.float32)[labels] * 3
+    return Predictions(np.arange(30).astype(str), logits, labels, "test", tuple("abcdef"[:classes]))
+
+
+def run(folder, status="finished"):
+    sink = TensorBoard()
+    sink.start(RunInfo(folder, "run", CONFIG))
+    for step in (1, 2, 3):
+        sink.log({"train/loss": 1 / step}, step)
+    sink.report(predictions(), None, {"accuracy": 1.0})
+    sink.finish(status, {"test/accuracy": 1.0, "best_step": 2, "note": "text"})
+    return read(folder)
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run"))
+
+
+def test_scalars(events):
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
+        (step, pytest.approx(1 / step)) for step in (1, 2, 3)
+    ]
+    assert [(e.step, e.value) for e in events.Scalars("test/accuracy")] == [(3, 1.0)]
+
+
+def test_hyper_parameters_stand_in_the_same_folder_with_secrets_masked(events):
+    started = hparams(events, "session_start_info").session_start_info.hparams
+    assert started["optimizer.lr"].number_value == 0.5 and started["seed"].number_value == 1
+    assert started["optimizer.name"].string_value == "adamw" and started["api_key"].string_value == "***"
+    assert "tags" not in started
+    metrics = [info.name.tag for info in hparams(events, "experiment").experiment.metric_infos]
+    assert metrics == ["test/accuracy", "final/best_step"]
+    assert [e.value for e in events.Scalars("final/best_step")] == [2]
+
+
+def test_confusion_image_and_curves(events):
+    (image,) = events.Images("test/confusion")
+    assert image.step == 3 and image.width > 200
+    for name in "abc":
+        (event,) = events.Tensors(f"test/precision_recall/{name}")
+        assert make_ndarray(event.tensor_proto)[4].max() == 1.0  # precision of a perfect model
+
+
+@pytest.mark.parametrize(("status", "shown"), [("finished", "STATUS_SUCCESS"), ("failed", "STATUS_FAILURE")])
+def test_status(tmp_path, status, shown):
+    ended = hparams(run(tmp_path, status), "session_end_info").session_end_info
+    assert ended.status == Status.Value(shown)
+
+
+def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
+    for steps, value in (((1, 2, 3, 4), 0.0), ((3, 4, 5), 1.0)):
+        sink = TensorBoard()
+        sink.start(RunInfo(tmp_path, "run", {}))
+        for step in steps:
+            sink.log({"train/loss": value}, step)
+        sink._writer.close()
+    shown = [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")]
+    assert shown == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
+
+
+def test_a_run_without_events_makes_no_writer_until_it_ends(tmp_path):
+    sink = TensorBoard()
+    sink.start(RunInfo(tmp_path, "run", {}))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="start"):
+        TensorBoard().log({"a": 1.0}, 1)
+
+
+@pytest.mark.parametrize("classes", [2, 40])
+def test_a_drawing_is_shaded_by_counts(classes):
+    names = [str(c) for c in range(classes)]
+    right, wrong = np.eye(classes, dtype=int) * 5, 5 - np.eye(classes, dtype=int) * 5
+    pictures = [draw_confusion(counts, names) for counts in (right, wrong)]
+    assert pictures[0].shape[2] == 3 and (pictures[0] != pictures[1]).any()
