@@ -205,7 +205,7 @@ def _as_text(
 
 def _json_rows(path: str, encoding: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     text = Path(path).read_text(encoding=encoding).lstrip("\ufeff")
-    found = json.loads(text) if text.startswith("[") else map(json.loads, text.splitlines())
+    found = json.loads(text) if text.startswith("[") else map(json.loads, filter(str.strip, text.split("\n")))
     for row in found:
         yield {name: row.get(name) for name in names}
 
@@ -214,6 +214,8 @@ def _generated(plan: _Plan, room: Path) -> datasets.Dataset:
     import datasets
 
     names = _column_names(plan)
+    if next(_rows(plan, names), None) is None:
+        raise DataError("path", "holds no rows", plan.path)
     features = datasets.Features({name: datasets.Value("string") for name in names})
     key = hashlib.sha256(json.dumps(dataclasses.astuple(plan)).encode()).hexdigest()[:16]
     make: Callable[..., Any] = datasets.Dataset.from_generator
@@ -235,7 +237,9 @@ def _readable(path: Path, read: Callable[[], datasets.Dataset]) -> datasets.Data
         cause = error.__cause__ or error
         if isinstance(cause, DataError):
             raise cause from None
-        raise DataError("path", f"can't be read: {one_line(cause)[:300]}", str(path)) from error
+        raise DataError(
+            "path", f"can't be read: {one_line(cause)[:300] or 'it is empty'}", str(path)
+        ) from error
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ TIMEOUT = 5.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNPINNED = "must be a commit (40 hex digits), or set allow_unpinned"
 _OFFLINE = (
-    "the hub can't be reached and no copy is cached; point task.data at local files: "
-    "task.data._target_=whet.data.files.Files task.data.path=/file.csv"
+    "the hub can't be reached and no copy is cached: use a task whose data are local files "
+    "(_target_: whet.data.files.Files, path: /file.csv)"
 )
 
 

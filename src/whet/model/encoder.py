@@ -58,6 +58,7 @@ class Encoder(Component):
         Raises:
             ModelError: nothing there, unreadable, or a head that doesn't fit the task.
         """
+        quiet()
         located = self.locate(paths)
         tokenizer = self._tokenizer(located)
         config = self._config(located.folder, head)
@@ -134,6 +135,14 @@ class Encoder(Component):
                 f"{head.outputs} outputs: set model.replace_head=true to start a new one"
             )
             raise ModelError("model.weights", problem, located.id)
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and load reports out of the way: whet tells what is new."""
+    from transformers.utils import logging as messages
+
+    messages.disable_progress_bar()
+    messages.set_verbosity_error()
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

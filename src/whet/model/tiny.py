@@ -54,6 +54,9 @@ class TinyWeights(Weights):
         import torch
         from transformers import AutoModel
 
+        from whet.model.encoder import quiet
+
+        quiet()
         aside = folder.with_name(f".{folder.name}.{os.getpid()}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -1,0 +1,107 @@
+"""`whet COMMAND --help`: groups, choices, settings and examples, read from the configs themselves."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from whet.config import conf_dir
+
+EXAMPLES = {
+    "train": """
+  whet train                                                 the default experiment
+  whet train peft=lora optimizer.lr=3e-4 engine.duration=2ep other choices, other values
+  whet train task=imdb task.max_length=256                   another task
+  whet train experiment=imdb_bert                            a preset
+  whet train model=local model.weights.path=DIR              a model directory of yours
+  whet train debug=fast                                      a few steps: does everything run?
+  whet train -m peft=none,lora seed=1,2,3                    a grid of six runs
+  whet train -m seed=1,2,3 hydra/launcher=joblib             …side by side (pip install 'whet[joblib]')
+  whet train optimizer=sgd --cfg job                         show the composed config, run nothing""",
+    "evaluate": """
+  whet evaluate run=outputs/runs/RUN                         the test split again
+  whet evaluate run=outputs/runs/RUN split=validation        another split
+  whet evaluate run=outputs/runs/RUN input=new.csv           a labelled file with the task's columns""",
+    "predict": """
+  echo "a fine film" | whet predict run=outputs/runs/RUN     plain lines in, JSON lines out
+  whet predict run=outputs/runs/RUN input=in.csv output=out.jsonl text=review
+  jq -c '{text: .body}' mails.json | whet predict run=RUN    JSON lines from another program""",
+    "data": """
+  whet data task=rotten_tomatoes                             counts, balance, lengths, audit, samples
+  whet data task=imdb task.max_length=256 samples=3          with another length
+  whet data task=mine output=mine.json                       a task of yours (conf/task/mine.yaml)""",
+    "doctor": """
+  whet doctor                                                look at everything
+  whet doctor json=true                                      for scripts""",
+}
+
+
+def command_help(command: str) -> str:
+    """The help text of one command."""
+    title, defaults, settings = _read(command)
+    lines = [title, "", f"usage: whet {command} [group=choice …] [key=value …] [options]"]
+    groups = {group: choice for group, choice in defaults.items() if "/" not in group}
+    if groups:
+        lines += ["", "groups (default first):", *_groups(groups)]
+    lines += ["", "settings:", *settings]
+    lines += ["", "examples:", EXAMPLES[command].strip("\n"), "", *_OPTIONS]
+    return "\n".join(lines)
+
+
+_OPTIONS = [
+    "options:",
+    "  --cfg job          print the composed config and stop; every key in it can be overridden",
+    "  -m, --multirun     one run for every combination of comma separated values",
+    "  --info defaults    where each part of the config comes from",
+    "  --hydra-help       Hydra's own options",
+    "",
+    "A conf/ folder in the current directory adds to (and overrides) the packaged one.",
+]
+
+
+def _read(command: str) -> tuple[str, dict[str, str], list[str]]:
+    """Title, default choice of each group, and the plain settings with their comments."""
+    from omegaconf import OmegaConf
+
+    path = conf_dir() / f"{command}.yaml"
+    config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    defaults: dict[str, str] = {}
+    for item in config["defaults"]:
+        if isinstance(item, dict):
+            defaults.update({str(k): str(v) for k, v in item.items() if not str(k).startswith("override ")})
+    text = path.read_text(encoding="utf-8").splitlines()
+    names = [name for name in config if name not in ("defaults", "hydra")]
+    return text[0].removeprefix("# "), defaults, [_setting(name, text) for name in names]
+
+
+def _setting(name: str, lines: list[str]) -> str:
+    line = next(line for line in lines if line.startswith(f"{name}:"))
+    value, _, comment = line.partition("#")
+    return f"  {value.strip():<20} {comment.strip()}".rstrip()
+
+
+def _groups(defaults: dict[str, str]) -> list[str]:
+    lines = []
+    for group, default in defaults.items():
+        lines.append(f"  {group}")
+        for name, title in choices(group, default):
+            lines += textwrap.wrap(f"{name:<24} {title}", 108, initial_indent="    ", subsequent_indent=" " * 29)
+    return lines
+
+
+def choices(group: str, default: str) -> list[tuple[str, str]]:
+    """(name, first comment line) of a group's choices, the default first; the user's own included."""
+    found: dict[str, str] = {}
+    for folder in (conf_dir() / group, Path.cwd() / "conf" / group):
+        for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
+            found[path.stem] = _title(path)
+    names = sorted(found, key=lambda name: (name != default, name))
+    return [(name, found[name]) for name in names]
+
+
+def _title(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and not line.startswith("# @"):
+            return line.removeprefix("# ")
+    return ""
