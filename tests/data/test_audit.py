@@ -16,7 +16,9 @@ KEEP = dict.fromkeys(KINDS, "keep")
 
 def table(*rows, split="r"):
     """Rows of (text, label)."""
-    return Table([f"{split}{i}" for i in range(len(rows))], [(text,) for text, _ in rows], [label for _, label in rows])
+    return Table(
+        [f"{split}{i}" for i in range(len(rows))], [(text,) for text, _ in rows], [label for _, label in rows]
+    )
 
 
 def rows_of(findings, split, kind):
@@ -43,7 +45,9 @@ def test_same_normal_form(one, other):
     assert normalise(one) == normalise(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("😀", "😡"), ("?!", "..."), ("$5", "€5"), ("。。", "！"), ("a b", "ab")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("😀", "😡"), ("?!", "..."), ("$5", "€5"), ("。。", "！"), ("a b", "ab")]
+)
 def test_different_normal_form(one, other):
     assert normalise(one) != normalise(other)
 
@@ -93,7 +97,9 @@ def brute_within(rows):
 def test_findings_agree_with_brute_force(rows):
     kept, findings = Audit(**KEEP).run({"train": table(*rows)}, ["x", "y"])
     expected = brute_alone(rows, ["x", "y"]) | brute_within(rows)
-    assert {kind: rows_of(findings, "train", kind) for kind in expected} == {k: len(v) for k, v in expected.items()}
+    assert {kind: rows_of(findings, "train", kind) for kind in expected} == {
+        k: len(v) for k, v in expected.items()
+    }
     assert kept["train"].ids == [f"r{i}" for i in range(len(rows))]
 
 
@@ -110,7 +116,11 @@ def test_dropping_one_kind_drops_just_those_rows(rows, kind):
 @given(TABLES, TABLES, TABLES)
 @settings(max_examples=80, deadline=None)
 def test_leaks_leave_train_and_validation_alone_never_test(train, validation, test):
-    given_rows = {"train": [*train, ("t", "x")], "validation": [*validation, ("v", "x")], "test": [*test, ("w", "x")]}
+    given_rows = {
+        "train": [*train, ("t", "x")],
+        "validation": [*validation, ("v", "x")],
+        "test": [*test, ("w", "x")],
+    }
     splits = {name: table(*rows, split=name) for name, rows in given_rows.items()}
     kept, findings = Audit(**KEEP | {"leaks": "drop"}).run(splits, None)
     forms = {name: {normalise(text) for text, _ in rows} for name, rows in given_rows.items()}
@@ -152,7 +162,9 @@ def test_pairs_compare_whole_and_one_empty_half_is_empty():
 
 
 def test_multi_label_rows():
-    many = Table(["a", "b", "c", "d"], [("p",), ("q",), ("p",), ("r",)], [["x", "y"], [], ["y", "x"], ["x", "w"]])
+    many = Table(
+        ["a", "b", "c", "d"], [("p",), ("q",), ("p",), ("r",)], [["x", "y"], [], ["y", "x"], ["x", "w"]]
+    )
     kept, findings = Audit(unknown_label="drop").run({"train": many}, ["x", "y"])
     assert kept["train"].ids == ["a", "b", "c"]  # no label at all is an answer, not a gap
     assert rows_of(findings, "train", "duplicates") == 1
@@ -168,7 +180,16 @@ def test_regression_needs_no_names_but_drops_nan():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_policy_can_refuse_and_says_what_to_do(kind):
-    rows = [("", "x"), ("n", None), ("u", "yy"), ("d", "x"), ("d", "x"), ("D.", "x"), ("d", "y"), ("leak", "x")]
+    rows = [
+        ("", "x"),
+        ("n", None),
+        ("u", "yy"),
+        ("d", "x"),
+        ("d", "x"),
+        ("D.", "x"),
+        ("d", "y"),
+        ("leak", "x"),
+    ]
     splits = {"train": table(*rows), "test": table(("leak", "y"))}
     with pytest.raises(DataError, match=rf"^{kind}=refuse: .*of train.*{kind}=drop.*{kind}=keep") as caught:
         Audit(**KEEP | {kind: "refuse"}).run(splits, ["x", "y"])

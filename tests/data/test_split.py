@@ -44,7 +44,13 @@ def test_the_size_of_rotten_tomatoes():
 SHARES = st.integers(5, 40).map(lambda percent: percent / 100)
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=30, max_size=120), SHARES, SHARES, st.integers(0, 5), st.booleans())
+@given(
+    st.lists(st.sampled_from("abc"), min_size=30, max_size=120),
+    SHARES,
+    SHARES,
+    st.integers(0, 5),
+    st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_exact_sizes_order_and_nothing_lost(labels, validation, test, seed, stratify):
     rows = table(labels)
@@ -74,19 +80,27 @@ def test_balance_and_every_class_in_every_split(labels, validation, test):
             expected = count * len(rows) / len(labels)
             assert abs(found[label] - expected) < 2 + len(counts)
     for name in ("validation", "test"):  # the big class only pays for the small ones it makes room for
-        assert abs(Counter(made[name].labels)["a"] - counts["a"] * len(made[name]) / len(labels)) < 1 + len(counts)
+        assert abs(Counter(made[name].labels)["a"] - counts["a"] * len(made[name]) / len(labels)) < 1 + len(
+            counts
+        )
 
 
 def test_without_stratify_balance_is_left_to_chance():
     labels = ["a", "b"] * 100
-    spread = {Counter(Split(seed=seed, stratify=False).divide({"all": table(labels)})["test"].labels)["a"] for seed in range(20)}
-    exact = {Counter(Split(seed=seed).divide({"all": table(labels)})["test"].labels)["a"] for seed in range(20)}
+    spread = {
+        Counter(Split(seed=seed, stratify=False).divide({"all": table(labels)})["test"].labels)["a"]
+        for seed in range(20)
+    }
+    exact = {
+        Counter(Split(seed=seed).divide({"all": table(labels)})["test"].labels)["a"] for seed in range(20)
+    }
     assert len(spread) > 2
     assert exact == {10}
 
 
 def test_regression_is_balanced_by_quantile():
-    values = [random.Random(4).gauss(0, 1) for _ in range(500)]
+    rng = random.Random(4)
+    values = [rng.gauss(0, 1) for _ in range(500)]
     made = Split().divide({"all": table(values)})
     for rows in made.values():
         low = sum(value < sorted(values)[250] for value in rows.labels)
@@ -108,13 +122,18 @@ def test_multi_label_is_balanced_by_label_set_and_rare_sets_by_their_rarest_name
 # ---------------------------------------------------------------- togetherness
 
 
-@given(st.lists(st.tuples(st.integers(0, 25), st.sampled_from("ab")), min_size=40, max_size=120), st.integers(0, 3))
+@given(
+    st.lists(st.tuples(st.integers(0, 25), st.sampled_from("ab")), min_size=40, max_size=120),
+    st.integers(0, 3),
+)
 @settings(max_examples=60, deadline=None)
 def test_equal_texts_stay_together_and_sizes_stay_near(rows, seed):
     texts = [f"Text {'!' * (i % 3)} {number}" for i, (number, _) in enumerate(rows)]
     clusters = Counter(number for number, _ in rows)
     assume(len(clusters) > 15 and max(clusters.values()) < 8)
-    made = Split(validation=0.2, test=0.2, seed=seed).divide({"all": table([label for _, label in rows], texts)})
+    made = Split(validation=0.2, test=0.2, seed=seed).divide(
+        {"all": table([label for _, label in rows], texts)}
+    )
     home = defaultdict(set)
     for name, part in made.items():
         for text in part.texts:
@@ -144,13 +163,19 @@ def test_singles_fill_the_gaps_that_clusters_leave():
 @given(st.randoms(use_true_random=False), st.booleans(), st.sampled_from(["class", "number", "set"]))
 @settings(max_examples=40, deadline=None)
 def test_order_of_rows_does_not_matter(rng, together, kind):
-    made_of = {"class": lambda i: "abc"[i % 3], "number": lambda i: i * 0.37 % 1, "set": lambda i: ["x", "y"][: i % 3]}
+    made_of = {
+        "class": lambda i: "abc"[i % 3],
+        "number": lambda i: i * 0.37 % 1,
+        "set": lambda i: ["x", "y"][: i % 3],
+    }
     rows = table([made_of[kind](i) for i in range(90)], [f"t{i // 2}" for i in range(90)])
     order = list(range(90))
     rng.shuffle(order)
     split = Split(keep_together=together)
     one, other = split.divide({"all": rows}), split.divide({"all": rows.take(order)})
-    assert {name: set(part.ids) for name, part in one.items()} == {name: set(part.ids) for name, part in other.items()}
+    assert {name: set(part.ids) for name, part in one.items()} == {
+        name: set(part.ids) for name, part in other.items()
+    }
 
 
 def test_the_seed_decides_and_the_test_set_outlives_another_validation_share():

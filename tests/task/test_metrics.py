@@ -93,7 +93,9 @@ def naive_mcc(labels, decisions, same):
     t = {c: sum(y == c for y in labels) for c in classes}
     p = {c: sum(d == c for d in decisions) for c in classes}
     above = same * n - sum(t[c] * p[c] for c in classes)
-    below = math.sqrt(n * n - sum(v * v for v in p.values())) * math.sqrt(n * n - sum(v * v for v in t.values()))
+    below = math.sqrt(n * n - sum(v * v for v in p.values())) * math.sqrt(
+        n * n - sum(v * v for v in t.values())
+    )
     return above / below if below else 0.0
 
 
@@ -167,8 +169,10 @@ def test_multi_label_classes(seed, classes):
     table = [counts(labels[:, c], decisions[:, c]) for c in range(classes)]
     scores = [precision_recall_f1(*found) for found in table]
     micro = precision_recall_f1(*(sum(part) for part in zip(*table, strict=True)))
-    support = labels.sum(axis=0)
-    weighted = sum(s[2] * w for s, w in zip(scores, support, strict=True)) / support.sum() if support.sum() else 0.0
+    support = labels.sum(axis=0).tolist()
+    weighted = (
+        sum(s[2] * w for s, w in zip(scores, support, strict=True)) / sum(support) if sum(support) else 0.0
+    )
     expected = {
         "precision_micro": micro[0],
         "recall_micro": micro[1],
@@ -243,7 +247,9 @@ def test_order_of_rows_does_not_matter(seed, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_perfect_beats_reversed_in_the_direction_declared(kind):
     labels, _, _ = rows(kind, 3, n=40)
-    good = {"single_label": np.eye(4)[labels.astype(int)] * 0.9 + 0.025, "regression": labels}.get(kind, labels * 0.8 + 0.1)
+    good = {"single_label": np.eye(4)[labels.astype(int)] * 0.9 + 0.025, "regression": labels}.get(
+        kind, labels * 0.8 + 0.1
+    )
     bad = {"single_label": np.roll(good, 1, axis=-1), "regression": -labels}.get(kind, 1 - good)
     decide = (lambda p: p.argmax(axis=1)) if kind == "single_label" else (lambda p: (p >= 0.5).astype(int))
     best = compute_metrics(available(kind), kind, labels, good, decide(good))
@@ -313,6 +319,8 @@ def test_rows_without_a_label_are_left_out():
 def test_absent_classes_are_left_out_of_rankings_alone():
     labels = np.array([0, 0, 1, 1])
     chance = np.array([[0.6, 0.2, 0.2], [0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.1, 0.2, 0.7]])
-    found = compute_metrics(["roc_auc", "f1_macro", "log_loss"], "single_label", labels, chance, chance.argmax(axis=1))
+    found = compute_metrics(
+        ["roc_auc", "f1_macro", "log_loss"], "single_label", labels, chance, chance.argmax(axis=1)
+    )
     assert found["roc_auc"] == pytest.approx((1.0 + 0.625) / 2)
     assert found["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3)
