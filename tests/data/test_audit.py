@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whet.config import build, complete
 from whet.data.audit import KINDS, Audit, normalise
 from whet.data.table import Table

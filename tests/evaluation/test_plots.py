@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from whet.evaluation import plots
 
 DIRECTIONS = {"accuracy": "maximize"}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from whet.errors import RunError
 from whet.evaluation.predictions import Predictions
 

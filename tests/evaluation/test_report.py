@@ -1,4 +1,4 @@
-"""Reports against counts by hand: JSON parses back, tables agree with it, pictures open and show something."""
+"""Reports against counts by hand: JSON parses back, tables agree, pictures open and show something."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from whet.errors import RunError
 from whet.evaluation import plots
 from whet.evaluation.describe import width
@@ -27,7 +28,7 @@ def softmax(logits):
 
 @pytest.fixture
 def five():
-    """Five rows of two classes, by hand: two mistakes, both `好` taken for `bad|one`, and one row unlabelled."""
+    """Two classes by hand: of five rows two are `好` taken for `bad|one`; a sixth has no label."""
     chances = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9], [0.5, 0.5]])
     said = predictions([0, 1, 1, 1, 1, -1], ["bad|one", "好"])
     return said, chances, chances.argmax(axis=1)

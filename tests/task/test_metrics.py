@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from whet.errors import ConfigError
 from whet.task.metrics import _note, available, compute_metrics, metric
 

@@ -201,11 +201,12 @@ def _numbers(split: Mapping[str, Any]) -> Iterator[str]:
 
 def _lengths(description: Mapping[str, Any], columns: int) -> Iterator[str]:
     names = [f"p{rank}" for rank in PERCENTILES] + ["max", "mean"]
-    yield pad("lengths", 26) + "".join(pad(name, 9, right=True) for name in names)
+    cell = max(7, min(9, (columns - 26) // len(names)))
+    yield pad("lengths", 26) + "".join(pad(name, cell, right=True) for name in names)
     for name, split in description["splits"].items():
         for unit, found in split["lengths"].items():
             if found:
-                cells = "".join(pad(f"{found[n]:,.1f}".removesuffix(".0"), 9, right=True) for n in names)
+                cells = "".join(pad(f"{found[n]:,.1f}".removesuffix(".0"), cell, right=True) for n in names)
                 yield cut(f"  {pad(name, 12)}{pad(unit, 12)}{cells}".rstrip(), columns)
     limit = f" at {description['max_length']} tokens" if description["max_length"] else ""
     for name, split in description["splits"].items():

@@ -1,0 +1,45 @@
+# Everything from a fresh clone with Python >= 3.11 and make. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint format wheel data clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) ARGS='overrides for train, options for test'"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP) ## make .venv with the pinned dependencies
+
+train: $(STAMP) ## fine-tune MiniLM on movie reviews, end to end (ARGS="peft=lora seed=2")
+	$(BIN)/whet train $(ARGS)
+
+test: $(STAMP) ## run all tests (ARGS="-k tokens")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP) ## build dist/whet-*.whl
+	$(BIN)/python -m build --wheel
+
+data: $(STAMP) ## show what the default task's data holds (ARGS="task=imdb")
+	$(BIN)/whet data $(ARGS)
+
+clean: ## remove .venv, caches and build outputs (runs in outputs/ stay)
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
