@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -19,37 +20,74 @@ class SignatureConfigSource(FileConfigSource):
         return "whet"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        from omegaconf import OmegaConf
-
-        from whet.config import complete
-
         result = super().load_config(config_path)
-        if self._stands_alone(config_path, result):
-            plain = OmegaConf.to_container(result.config, resolve=False)
-            result.config = OmegaConf.create(complete(plain))
+        group = config_path.rpartition("/")[0]
+        if group and not group.startswith("hydra"):
+            result.config = completed(group, result.config, [Path(self.path), packaged()])
         return result
-
-    def _stands_alone(self, config_path: str, result: ConfigResult) -> bool:
-        """A file that builds on a sibling in its defaults list must not overwrite the sibling's values."""
-        is_group_file = "/" in config_path and not config_path.startswith("hydra/")
-        return is_group_file and "_target_" in result.config and "defaults" not in result.config
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         names = super().list(config_path, results_filter)
         return [name for name in names if not name.startswith((".", "__"))]
 
 
+def completed(group: str, config: Any, folders: list[Path]) -> Any:
+    """A group's config with its signatures' defaults.
+
+    What it inherits from siblings of its group (`defaults: [sibling, _self_]`) is merged first, so that a
+    default never overwrites a value that a sibling states, nor outlives a change of `_target_`.
+    """
+    from omegaconf import OmegaConf
+
+    from whet.config import complete
+
+    merged = inherited(group, config, folders)
+    if "_target_" not in merged:
+        return merged
+    return OmegaConf.create(complete(OmegaConf.to_container(merged, resolve=False)))
+
+
+def inherited(group: str, config: Any, folders: list[Path]) -> Any:
+    """`config` on top of (or, before `_self_`, below) the siblings its defaults list names."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.create({key: config._get_node(key) for key in config if key != "defaults"})
+    parts, others = [], []
+    for item in config.get("defaults", []):
+        sibling = _sibling(group, item, folders)
+        if item == "_self_":
+            parts.append(own)
+        elif sibling is not None:
+            parts.append(inherited(group, OmegaConf.load(sibling), folders))
+        else:
+            others.append(item)
+    merged = OmegaConf.merge(*(parts if any(part is own for part in parts) else [*parts, own]))
+    return OmegaConf.merge({"defaults": [*others, "_self_"]}, merged) if others else merged
+
+
+def _sibling(group: str, item: Any, folders: list[Path]) -> Path | None:
+    if not isinstance(item, str) or item == "_self_" or not item.replace("-", "_").isidentifier():
+        return None
+    found = (folder / group / f"{item}.yaml" for folder in folders)
+    return next((path for path in found if path.is_file()), None)
+
+
+def packaged() -> Path:
+    """whet's own `conf/`."""
+    from whet.config import conf_dir
+
+    return conf_dir().resolve()
+
+
 class WhetSearchPath(SearchPathPlugin):
     """Puts a `conf/` of the current directory in front of the packaged one."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from whet.config import conf_dir
-
-        packaged = conf_dir().resolve()
-        for entry in search_path.get_path():  # type: ignore[attr-defined]
-            if entry.provider == "main" and Path(entry.path.removeprefix("file://")).resolve() == packaged:
-                entry.path = f"whet://{packaged}"
+        shipped = packaged()
+        for entry in search_path.get_path():
+            if entry.provider == "main" and Path(entry.path.removeprefix("file://")).resolve() == shipped:
+                entry.path = f"whet://{shipped}"
                 own = (Path.cwd() / "conf").resolve()
-                if own.is_dir() and own != packaged:
+                if own.is_dir() and own != shipped:
                     search_path.prepend("user", f"whet://{own}", anchor="main")
                 return

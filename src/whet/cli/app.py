@@ -31,14 +31,26 @@ def launch(command: str, function: Callable[[DictConfig], Any], arguments: list[
 
         print(command_help(command))
         return []
-    returned: list[Any] = []
+    kept = _Kept(function)
+    _run(command, function if _is_multirun(arguments) else kept, [normal(item) for item in arguments])
+    if kept.error is not None:
+        raise kept.error
+    return kept.returned
 
-    def task(config: DictConfig) -> Any:
-        returned.append(function(config))
-        return returned[-1]
 
-    _run(command, task if not _is_multirun(arguments) else function, [normal(item) for item in arguments])
-    return returned
+class _Kept:
+    """Keeps what a single job returned or raised, so that Hydra doesn't print the error in its own way."""
+
+    def __init__(self, function: Callable[[DictConfig], Any]) -> None:
+        self.function = function
+        self.returned: list[Any] = []
+        self.error: Exception | None = None
+
+    def __call__(self, config: DictConfig) -> None:
+        try:
+            self.returned.append(self.function(config))
+        except Exception as error:  # noqa: BLE001 (raised again by launch)
+            self.error = error
 
 
 def normal(argument: str) -> str:
@@ -58,7 +70,7 @@ def _run(command: str, function: Callable[[DictConfig], Any], arguments: list[st
     kept = sys.argv
     sys.argv = [f"whet {command}", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(function)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(function)()  # type: ignore
     finally:
         sys.argv = kept
 

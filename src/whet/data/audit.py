@@ -26,6 +26,9 @@ from whet.data.table import Table
 from whet.errors import DataError, nearest, one_line
 
 Policy = Literal["keep", "drop", "refuse"]
+LABEL_KINDS = ("missing_label", "unknown_label")
+Strict = Literal["drop", "refuse"]
+"""Rows that can neither be learnt nor scored are never kept."""
 Key = tuple[str, ...]
 
 ALONE = ("empty", "missing_label", "unknown_label")
@@ -162,9 +165,9 @@ class Audit(Component):
 
     empty: Policy = "drop"
     """Rows of which a text is empty or nothing but white space."""
-    missing_label: Policy = "drop"
+    missing_label: Strict = "drop"
     """Rows without a label."""
-    unknown_label: Policy = "refuse"
+    unknown_label: Strict = "refuse"
     """Rows whose label is not among the task's."""
     duplicates: Policy = "keep"
     """Later copies of a row (same text and label) within a split; kept because benchmarks count them."""
@@ -291,7 +294,8 @@ def _refusal(split: str, kind: str, rows: Table, labels: Sequence[str] | None) -
     )
     which = _strangers(rows, labels or ()) if kind == "unknown_label" else ""
     many = f"{len(rows):,} row{'s' if len(rows) != 1 else ''} of {split}: {MEANING[kind]}"
-    allow = f"put the data right, or allow it with {kind}=drop (leave the rows out) or {kind}=keep"
+    keep = "" if kind in LABEL_KINDS else f" or {kind}=keep"
+    allow = f"put the data right, or allow it with {kind}=drop (leave the rows out){keep}"
     return DataError(kind, f"{many}{which} (first: {shown}); {allow}", "refuse")
 
 
@@ -311,6 +315,5 @@ def _not_emptied(split: str, table: Table, findings: Findings) -> None:
     worst = max((one for one in findings.found if one.split == split), key=attrgetter("dropped"))
     many = f"{worst.dropped:,} of {findings.rows[split]:,} rows dropped ({MEANING[worst.kind]})"
     problem = f"left nothing of {split}: {many}"
-    raise DataError(
-        worst.kind, f"{problem}; put the data right, or keep the rows with {worst.kind}=keep", "drop"
-    )
+    keep = "" if worst.kind in LABEL_KINDS else f", or keep the rows with {worst.kind}=keep"
+    raise DataError(worst.kind, f"{problem}; put the data right{keep}", "drop")

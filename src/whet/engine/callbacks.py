@@ -28,6 +28,8 @@ class State:
     step: int = 0
     """Finished updates."""
     epoch: float = 0.0
+    total: int = 0
+    """Updates planned."""
     best_step: int = 0
     best_value: float = math.nan
     """Primary metric of the best evaluation."""
@@ -78,7 +80,7 @@ class BestCheckpoint(Callback):
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stop after `patience` evaluations that don't better the best by more than `min_delta`."""
+    """Stop after `patience` evaluations that don't better the best by more than `min_delta` (NaN never does)."""
 
     metric: str
     maximize: bool
@@ -89,14 +91,17 @@ class EarlyStopping(Callback):
 
     def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
         value = metrics[self.metric]
-        gain = value - self.best if self.maximize else self.best - value
-        if math.isnan(self.best) or gain > self.min_delta:
+        if self._improves(value):
             self.best, self.waited = value, 0
             return
         self.waited += 1
-        if self.waited >= self.patience:
+        if self.waited >= self.patience and state.step < state.total:
             state.stopped = f"validation/{self.metric} has not improved for {self.waited} evaluations"
             log.info("early stop at step %d: %s", state.step, state.stopped)
+
+    def _improves(self, value: float) -> bool:
+        gain = value - self.best if self.maximize else self.best - value
+        return not math.isnan(value) and (math.isnan(self.best) or gain > self.min_delta)
 
 
 @dataclass
@@ -140,16 +145,20 @@ class Report(Callback):
 
 @dataclass
 class Profiler(Callback):
-    """Record some updates with torch's profiler: `profile.json` (chrome://tracing) and a printed table."""
+    """Record a few updates with torch's profiler: `profile.json` (chrome://tracing) and a printed table."""
 
     folder: Path
     skip: int = 2
+    """Updates left out at the start (where the run has more)."""
+    updates: int = 10
+    """Updates recorded at most."""
     profiler: Any = None
 
     def on_start(self, state: State) -> None:
         from torch.profiler import profile, schedule
 
-        steps = schedule(wait=0, warmup=self.skip, active=1000)
+        skipped = max(0, min(self.skip, state.total - 1))
+        steps = schedule(wait=0, warmup=skipped, active=self.updates, repeat=1)
         self.profiler = profile(schedule=steps, record_shapes=True, profile_memory=True)
         self.profiler.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,11 @@ class Evaluator:
     def predict(self, model: nn.Module) -> Predictions:
         """What `model` says about every row."""
         logits = logits_of(model, self.collator, self.amp, f"evaluating {self.examples.split}")
-        return Predictions(self.examples.ids, logits, self.examples.labels, self.examples.split, self.label_names)
+        examples = self.examples
+        return Predictions(examples.ids, logits, examples.labels, examples.split, self.label_names)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """The task's metrics and its loss."""
+        """The task's metrics and its loss (without label: left out; no label at all: NaN)."""
         probabilities = self.task.probabilities(predictions.logits)
         decisions = self.task.decide(probabilities)
         kind: Any = self.task.kind
@@ -69,4 +71,5 @@ class Evaluator:
 
         labels = torch.from_numpy(np.ascontiguousarray(predictions.labels))
         losses = self.criterion.losses(torch.from_numpy(predictions.logits), labels)
-        return float(losses.sum()) / float(self.criterion.weights(predictions.labels).sum())
+        weight = float(self.criterion.weights(predictions.labels).sum())
+        return float(losses.sum(dtype=torch.float64)) / weight if weight else math.nan

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 
 def fit(
-    plan: Plan, stepper: Stepper, evaluator: Evaluator, callbacks: Sequence[Callback], evaluations: frozenset[int]
+    plan: Plan,
+    stepper: Stepper,
+    evaluator: Evaluator,
+    callbacks: Sequence[Callback],
+    evaluations: frozenset[int],
 ) -> State:
-    """Train through `plan`, evaluating after the updates numbered in `evaluations`, the last one included.
+    """Train through `plan`, evaluating after the updates numbered in `evaluations`, and always at the end.
 
     Raises:
         NonFiniteError: from a step.
     """
-    state = State()
+    state = State(total=plan.total)
     for callback in callbacks:
         callback.on_start(state)
     for update in plan:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction as Exact
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,65 +37,81 @@ class Plan:
     batching: Batching
     accumulate: int
     seed: int
-    ends: tuple[int, ...]
-    """Updates done at the end of each epoch (the last one may be cut short)."""
+    counts: tuple[int, ...]
+    """Updates of each epoch that the run touches, as if none were cut short."""
+    total: int
+    """Updates of the run; the last epoch may end before its time."""
 
     @classmethod
-    def of(cls, lengths: Rows, batching: Batching, accumulate: int, seed: int, duration: Duration, limit: int | None) -> Plan:
-        """The plan of a run of `duration`, at most `limit` updates."""
-        draft = cls(lengths, batching, accumulate, seed, ())
-        ends: list[int] = []
-        done, target = 0, math.inf
-        while done < target:
-            count = len(draft.windows(len(ends)))
-            done += count
-            ends.append(done)
-            if duration.unit == "ep" and len(ends) >= duration.value:
-                target = done - int(count * (len(ends) - duration.value))
-            if duration.unit == "st":
-                target = int(duration.value)
-            target = min(target, limit if limit is not None else target)
-        ends[-1] = int(target)
-        return cls(lengths, batching, accumulate, seed, tuple(ends))
+    def of(
+        cls,
+        lengths: Rows,
+        batching: Batching,
+        accumulate: int,
+        seed: int,
+        duration: Duration,
+        limit: int | None,
+    ) -> Plan:
+        """The plan of a run of `duration`, at most `limit` updates; a last part of an update counts whole.
 
-    @property
-    def total(self) -> int:
-        """Updates of the run."""
-        return self.ends[-1]
+        Raises:
+            ValueError: there are no rows.
+        """
+        if not len(lengths):
+            raise ValueError("no rows to plan for")
+        draft = cls(lengths, batching, accumulate, seed, (), 0)
+        most = math.inf if limit is None else limit
+        steps = duration.value if duration.unit == "st" else math.inf
+        epochs = exact(duration.value) if duration.unit == "ep" else None
+        counts: list[int] = []
+        while sum(counts) < min(most, steps):
+            counts.append(len(draft.windows(len(counts))))
+            if epochs is not None and len(counts) >= epochs:
+                steps = _at(counts, epochs, math.ceil)
+        return cls(lengths, batching, accumulate, seed, tuple(counts), int(min(most, steps)))
 
     @property
     def per_epoch(self) -> int:
-        """Updates of the first epoch."""
-        return self.ends[0]
+        """Updates of a whole first epoch, even where the run is shorter."""
+        return self.counts[0]
 
     def windows(self, epoch: int) -> list[list[Rows]]:
-        """Windows of one epoch (from 0), in order."""
+        """Windows of one whole epoch (from 0), in order."""
         rng = np.random.default_rng([self.seed, epoch])
         return self.batching.windows(self.lengths, self.accumulate, rng)
 
     def __iter__(self) -> Iterator[Update]:
         step = 0
-        for epoch, end in enumerate(self.ends):
-            windows = self.windows(epoch)
-            for place, window in enumerate(windows[: end - step], 1):
-                yield Update(step, epoch + place / len(windows), window)
+        for epoch, count in enumerate(self.counts):
+            for place, window in enumerate(self.windows(epoch)[: self.total - step], 1):
+                yield Update(step, epoch + place / count, window)
                 step += 1
 
     def evaluations(self, every: Duration) -> frozenset[int]:
-        """Numbers of finished updates at which to evaluate; the end is always among them."""
+        """Numbers of finished updates at which to evaluate; the end is always among them.
+
+        Whole epochs fall on their ends, fractions on the nearest update; a distance shorter than an update
+        means every update.
+        """
         if every.unit != "ep":
             stride = max(1, every.steps(self.per_epoch, self.total))
             return frozenset({*range(stride, self.total, stride), self.total})
-        marks = (every.value * k for k in range(1, math.ceil(len(self.ends) / every.value) + 1))
-        return frozenset({min(self._at(epoch), self.total) for epoch in marks} | {self.total})
-
-    def _at(self, epoch: float) -> int:
-        """Updates done when `epoch` epochs have passed."""
-        whole = min(int(epoch), len(self.ends))
-        before = self.ends[whole - 1] if whole else 0
-        after = self.ends[min(whole, len(self.ends) - 1)]
-        return before + round((epoch - whole) * (after - before))
+        gap = exact(every.value)
+        marks = (_at(self.counts, gap * k, round) for k in range(1, int(len(self.counts) / gap) + 1))
+        return frozenset({max(1, mark) for mark in marks if mark < self.total} | {self.total})
 
     def padding(self) -> float:
         """Share of padding among the tokens of the first epoch."""
         return self.batching.padding(self.lengths, [rows for window in self.windows(0) for rows in window])
+
+
+def exact(value: float) -> Exact:
+    """The decimal number that was written, without binary rounding: 0.1 is a tenth."""
+    return Exact(str(value))
+
+
+def _at(counts: list[int] | tuple[int, ...], epoch: Exact, whole: Callable[[Exact], int]) -> int:
+    """Updates done when `epoch` epochs have passed; `whole` makes a number of updates of a fraction."""
+    full = int(epoch)
+    part = epoch - full
+    return sum(counts[:full]) + (whole(part * counts[full]) if part else 0)

@@ -40,6 +40,7 @@ MAX_CLASSES = 60
 COUNTED = 30
 """Classes up to which its cells carry their counts."""
 MAX_CURVES = 10
+_UNITS = {"loss": "loss", "validation": "score", "validation, other": "value", "learning rate": "rate"}
 NAME = 24
 """Letters of a class name that fit beside an axis."""
 _CJK_FONTS = (
@@ -162,7 +163,7 @@ def learning_curves(
     figure = _figure(8, 0.6 + 2.5 * max(1, len(panels)))
     for place, (title, curves) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, place + 1)
-        _dress(axes, title, "optimizer updates" if place == len(panels) - 1 else "", title)
+        _dress(axes, title, "optimizer updates" if place == len(panels) - 1 else "", _UNITS[title])
         for colour, (name, points) in zip(_colours(), curves.items(), strict=False):
             _curve(axes, name, points, colour, _goal(name, directions or {}))
         axes.set_xlim(0, 1.03 * last)
@@ -231,7 +232,7 @@ def best(points: Sequence[Point], goal: str) -> Point:
     return (max if goal == "maximize" else min)(points, key=lambda point: point[1])
 
 
-def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
+def smooth(values: Sequence[float], share: float = 0.03) -> list[float]:
     """Exponential mean over about `share` of the values, freed of its start-up bias (Kingma & Ba 2015, 3)."""
     decay = 1 - 1 / max(1.0, len(values) * share)
     mean, weight, out = 0.0, 0.0, []

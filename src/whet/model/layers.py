@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from whet.errors import ModelError
+
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -35,25 +36,31 @@ def anatomy(model: nn.Module) -> Anatomy:
     """Take `model` apart.
 
     Raises:
-        ValueError: no list of transformer blocks in it.
+        ModelError: no list of transformer blocks in it.
     """
     blocks = _blocks(model)
     if not blocks:
-        raise ValueError(f"no transformer blocks found in {type(model).__name__}")
+        raise ModelError("model.weights", f"no list of transformer blocks found in {type(model).__name__}")
     place = {prefix: number for number, names in enumerate(blocks, 1) for prefix in names}
-    depth: dict[str, int] = {}
     embeddings = _embedding_modules(model)
+    head = frozenset(head_parameters(model))
+    depth: dict[str, int] = {}
+    last, seen = len(blocks) + 1, False
     for name, _ in model.named_parameters():
-        depth[name] = _depth(name, place, embeddings, seen=any(depth.values()), last=len(blocks) + 1)
-    return Anatomy(depth, tuple(tuple(names) for names in blocks), frozenset(head_parameters(model)))
+        depth[name] = last if name in head else _depth(name, place, embeddings, last if seen else 0)
+        seen = seen or 0 < depth[name] < last
+    return Anatomy(depth, tuple(tuple(names) for names in blocks), head)
 
 
 def head_parameters(model: nn.Module) -> list[str]:
-    """Parameters outside the trunk that transformers calls `base_model`."""
+    """Parameters outside the trunk."""
+    return [name for name, _ in model.named_parameters() if not name.startswith(trunk_prefix(model))]
+
+
+def trunk_prefix(model: nn.Module) -> str:
+    """Start of every name inside the trunk that transformers calls `base_model`; empty where all is trunk."""
     prefix = getattr(model, "base_model_prefix", "")
-    if not prefix or not hasattr(model, prefix):
-        return []
-    return [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.")]
+    return f"{prefix}." if prefix and hasattr(model, prefix) else ""
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -73,7 +80,7 @@ def is_linear(module: nn.Module) -> bool:
 def _blocks(model: nn.Module) -> list[list[str]]:
     """Module prefixes of each block, bottom first.
 
-    A block is an item of an outermost `ModuleList`; lists of lists are flattened (Funnel), sibling lists of
+    A block is an item of an outermost `ModuleList` of the trunk; lists of lists are flattened (Funnel), sibling lists of
     one length are parts of the same blocks (XLM keeps attentions and feed-forwards apart).
     """
     from torch import nn
@@ -81,8 +88,10 @@ def _blocks(model: nn.Module) -> list[list[str]]:
     found: list[list[str]] = []
     taken: list[str] = []
     siblings: dict[tuple[str, int], list[list[str]]] = {}
+    trunk = trunk_prefix(model)
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or name.startswith(tuple(f"{t}." for t in taken)):
+        inside = name.startswith(trunk) and not name.startswith(tuple(f"{t}." for t in taken))
+        if not isinstance(module, nn.ModuleList) or not inside:
             continue
         taken.append(name)
         items = _items(name, module)
@@ -112,40 +121,50 @@ def _embedding_modules(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of modules that hold embedding tables, and of what is named after them (their norms)."""
     from torch import nn
 
-    tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    named = [name for name, _ in model.named_modules() if "embed" in name.rpartition(".")[2].lower()]
-    return tuple(f"{name}." for name in [*tables, *named])
+    found = [name for name, _ in model.named_modules() if "embed" in name.rpartition(".")[2].lower()]
+    for name, module in model.named_modules():
+        before: nn.Module | None = None
+        for child, part in module.named_children():
+            if isinstance(part, nn.Embedding) or (isinstance(before, nn.Embedding) and _is_norm(part)):
+                found.append(f"{name}.{child}" if name else child)
+            before = part
+    return tuple(f"{name}." for name in found)
 
 
-def _depth(name: str, place: dict[str, int], embeddings: tuple[str, ...], seen: bool, last: int) -> int:
+def _is_norm(module: nn.Module) -> bool:
+    """A norm that a model declares right after a table normalises it (DeBERTa's relative positions)."""
+    return "norm" in type(module).__name__.lower()
+
+
+def _depth(name: str, place: dict[str, int], embeddings: tuple[str, ...], otherwise: int) -> int:
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         number = place.get(".".join(parts[:length]))
         if number is not None:
             return number
-    return 0 if name.startswith(embeddings) or not seen else last
+    return 0 if name.startswith(embeddings) else otherwise
 
 
 def describe_training(model: nn.Module, new: frozenset[str]) -> list[tuple[str, int, int]]:
-    """(part, parameters, trainable parameters) of embeddings, blocks, and head, for a table."""
+    """(part, parameters, trainable parameters) from the embeddings up to the head, for a table.
+
+    Args:
+        model: with its PEFT method applied.
+        new: newly initialised parameters; those outside the head get rows of their own.
+    """
     parts = anatomy(model)
-    rows: dict[str, list[int]] = {}
+    rows: dict[tuple[int, str], list[int]] = {}
     for name, parameter in model.named_parameters():
-        row = rows.setdefault(_part(name, parts), [0, 0])
+        row = rows.setdefault((parts.depth[name], _part(name, parts, new)), [0, 0])
         row[0] += parameter.numel()
         row[1] += parameter.numel() if parameter.requires_grad else 0
-    return [(part, total, trained) for part, (total, trained) in rows.items()]
+    return [(part, total, trained) for (_, part), (total, trained) in sorted(rows.items())]
 
 
-def _part(name: str, parts: Anatomy) -> str:
+def _part(name: str, parts: Anatomy, new: frozenset[str]) -> str:
     depth = parts.depth[name]
     if name in parts.head:
         return "head"
-    if depth == 0:
-        return "embeddings"
-    return "after the blocks" if depth > parts.layers else f"block {depth}"
+    place = "embeddings" if depth == 0 else f"block {depth}" if depth <= parts.layers else "after the blocks"
+    return f"{place}, new" if name in new else place
 
-
-def count(parameters: list[torch.Tensor]) -> int:
-    """Numbers in `parameters`."""
-    return sum(parameter.numel() for parameter in parameters)

@@ -25,6 +25,24 @@ _SMALL: dict[str, Any] = {
     "intermediate_size": 64,
     "max_position_embeddings": 600,
 }
+"""Set where an architecture knows the name."""
+_SMALL_TOO: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16},
+    "bart": {"encoder_ffn_dim": 64, "decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 2},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 32,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+    },
+    "distilbert": {"hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_head": 16, "d_inner": 64},
+    "gpt2": {"n_inner": 64},
+    "xlnet": {"d_inner": 64, "d_head": 16},
+}
+"""What else is large, or unlike the weights that people use, in an architecture's defaults."""
 
 
 @dataclass(kw_only=True)
@@ -57,11 +75,17 @@ class TinyWeights(Weights):
         from whet.model.encoder import quiet
 
         quiet()
+        config = self._config()
+        config.architectures = []  # Funnel has two trunks: transformers looks here for which
         aside = folder.with_name(f".{folder.name}.{os.getpid()}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            AutoModel.from_config(self._config()).save_pretrained(aside)
-        byte_tokenizer().save_pretrained(aside)
+            try:
+                model = AutoModel.from_config(config)
+            except (TypeError, ValueError) as error:
+                raise ModelError("options", one_line(error)[:300], self.options) from None
+        model.save_pretrained(aside)
+        byte_tokenizer(types=reads_types(config)).save_pretrained(aside)
         try:
             aside.rename(folder)
         except OSError:  # another process was first
@@ -72,15 +96,35 @@ class TinyWeights(Weights):
 
         if self.architecture not in CONFIG_MAPPING:
             raise ModelError("architecture", f"unknown; {nearest(self.architecture, CONFIG_MAPPING)}", self.architecture)
+        default = AutoConfig.for_model(self.architecture)
+        known = {*default.to_dict(), *default.attribute_map, *_UNLISTED}
+        for name, value in self.options.items():
+            if name not in known:
+                raise ModelError(f"options.{name}", f"{self.architecture} has none; {nearest(name, known)}", value)
         ids = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+        small = {name: value for name, value in _SMALL.items() if name in known}
+        settings = {**small, **ids, **_SMALL_TOO.get(self.architecture, {}), **self.options}
         try:
-            return AutoConfig.for_model(self.architecture, **{**_SMALL, **ids, **self.options})
+            return AutoConfig.for_model(self.architecture, **settings)
         except (TypeError, ValueError) as error:
-            raise ModelError("options", one_line(error), self.options) from None
+            raise ModelError("options", one_line(error)[:300], self.options) from None
 
 
-def byte_tokenizer() -> Any:
-    """A tokenizer without a vocabulary to learn: one token per UTF-8 byte, BERT's special tokens around."""
+_UNLISTED = ("cls_dropout", "head_dim", "norm_rel_ebd", "position_buckets", "share_att_key", "conv_kernel_size")
+"""Settings that models read though their config's defaults don't list them."""
+
+
+def reads_types(config: Any) -> bool:
+    """Whether a model tells first and second text apart by `token_type_ids`."""
+    return config.model_type == "xlnet" or (getattr(config, "type_vocab_size", None) or 0) > 1
+
+
+def byte_tokenizer(types: bool = True) -> Any:
+    """A tokenizer without a vocabulary to learn: one token per UTF-8 byte, BERT's special tokens around.
+
+    Args:
+        types: give `token_type_ids` too.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -94,7 +138,13 @@ def byte_tokenizer() -> Any:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
+    inputs = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, mask_token="[MASK]", eos_token="[SEP]", model_max_length=512, **names
+        tokenizer_object=core,
+        mask_token="[MASK]",
+        eos_token="[SEP]",
+        model_max_length=512,
+        model_input_names=inputs,
+        **names,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from whet.optimizer.groups import parameter_groups
 from whet.types import Fraction, NonNegativeFloat, PositiveFloat
@@ -10,6 +12,9 @@ from whet.types import Fraction, NonNegativeFloat, PositiveFloat
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+NonPositiveFloat = Annotated[float, Field(le=0)]
+AtLeastOne = Annotated[float, Field(ge=1)]
 
 
 def adafactor(
@@ -19,8 +24,8 @@ def adafactor(
     weight_decay: NonNegativeFloat = 0.0,
     layer_decay: Fraction = 1.0,
     head_lr: PositiveFloat | None = None,
-    beta2_decay: float = -0.8,
-    clip: PositiveFloat = 1.0,
+    beta2_decay: NonPositiveFloat = -0.8,
+    clip: AtLeastOne = 1.0,
 ) -> torch.optim.Optimizer:
     """Adafactor over the parameter groups.
 
@@ -29,7 +34,7 @@ def adafactor(
         weight_decay: share of a weight taken off at each update, times the learning rate; biases and norms get none.
         layer_decay: each block below the top learns at this share of the one above.
         head_lr: learning rate of the head; null: the same as the top block.
-        beta2_decay: exponent of the decay of second moments over time.
+        beta2_decay: after t updates the older second moments count 1 - t ** beta2_decay.
         clip: largest root mean square of an update (the paper's d).
     """
     import torch

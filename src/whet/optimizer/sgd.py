@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from whet.errors import ConfigError
 from whet.optimizer.groups import parameter_groups
 from whet.types import Fraction, NonNegativeFloat, PositiveFloat, Probability
 
@@ -33,9 +34,14 @@ def sgd(
         momentum: share of the last update kept.
         nesterov: look ahead (Sutskever et al., 2013).
         implementation: torch's fused kernel, its grouped one, or one tensor after the other (same update).
+
+    Raises:
+        ConfigError: nothing trains, or `nesterov` without momentum.
     """
     import torch
 
+    if nesterov and not momentum:
+        raise ConfigError("optimizer.nesterov", "looks ahead along the momentum: it needs optimizer.momentum > 0", True)
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
     return torch.optim.SGD(
         groups,

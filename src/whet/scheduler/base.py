@@ -23,5 +23,5 @@ def rising(step: int, warmup: int) -> float | None:
 
 
 def progress(step: int, warmup: int, total: int) -> float:
-    """How much of the way after the warmup lies behind: 0 at its first update, below 1 at the last."""
-    return (step - warmup) / max(1, total - warmup)
+    """How much of the way after the warmup lies behind: 0 at its first update, below 1 at the last, 1 after."""
+    return min(1.0, (step - warmup) / max(1, total - warmup))

@@ -5,13 +5,14 @@ A task never names a model. One file per kind of task fills in encoding, loss, d
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from whet.config import Component
-from whet.data.audit import Audit, Findings
+from whet.data.audit import Audit, Findings, is_missing
 from whet.data.source import Source
 from whet.data.split import Split
 from whet.data.table import Table
@@ -48,7 +49,7 @@ class Criterion:
     """The loss of a task, in a form that accumulates exactly.
 
     The loss of a window of micro-batches is `sum(losses) / sum(weights)` over all its items, whatever the
-    micro-batches: never a mean of means.
+    micro-batches: never a mean of means. A row without a label has loss 0 and weight 0.
     """
 
     losses: Loss
@@ -68,14 +69,15 @@ class Corpus:
     """The same rows before encoding, for those who want to look."""
 
     def sample(self, rows: int, seed: int) -> Corpus:
-        """At most `rows` random examples of each split."""
+        """At most `rows` random examples of each split, in their order."""
         import numpy as np
 
-        kept = {}
+        splits, tables = dict(self.splits), dict(self.tables)
         for name, examples in self.splits.items():
-            order = np.random.default_rng(seed).permutation(len(examples))[:rows]
-            kept[name] = examples.take(np.sort(order))
-        return replace(self, splits=kept)
+            kept = np.sort(np.random.default_rng(seed).permutation(len(examples))[:rows])
+            splits[name] = examples.take(kept)
+            tables[name] = self.tables[name].take(kept.tolist())
+        return replace(self, splits=splits, tables=tables)
 
 
 @dataclass(kw_only=True)
@@ -95,7 +97,7 @@ class Task(Component, ABC):
     labels: list[str] | None = None
     """Label names in logit order; null takes those of the training rows, sorted."""
     label_names: dict[str, str] = field(default_factory=dict)
-    """Name of each raw value of the label column, where the value isn't the name itself."""
+    """Name of each raw value of the label column, where the value isn't the name itself (1.0 is 1)."""
     split: Split = field(default_factory=Split)
     """How rows without given splits are divided."""
     audit: Audit = field(default_factory=Audit)
@@ -105,7 +107,7 @@ class Task(Component, ABC):
     metrics: list[str] = field(default_factory=list)
     """Computed at every evaluation; empty takes the kind's usual ones."""
     primary: str | None = None
-    """Decides the best checkpoint and early stopping; null takes the kind's usual one."""
+    """Decides the best checkpoint and early stopping: one of `metrics`, or `loss`; null takes the first metric."""
 
     kind: ClassVar[str]
     """Name by which metrics and reports know this kind of task."""
@@ -117,9 +119,10 @@ class Task(Component, ABC):
             raise ConfigError("text", "one column or two", self.text)
         self.metrics = self.metrics or list(self.usual)
         self.primary = self.primary or self.metrics[0]
-        if self.primary not in self.metrics:
-            raise ConfigError("primary", f"must be among task.metrics; {nearest(self.primary, self.metrics)}", self.primary)
-        self.directions()
+        known = self.directions()
+        if self.primary not in known:
+            problem = f"must be among task.metrics, or loss; {nearest(self.primary, known)}"
+            raise ConfigError("primary", problem, self.primary)
         self._check_labels()
 
     # ------------------------------------------------ what a kind fills in
@@ -130,7 +133,7 @@ class Task(Component, ABC):
 
     @abstractmethod
     def encode(self, labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[Any]:
-        """Labels of a table as an array."""
+        """Labels of a table as an array; one that is missing or unknown becomes -1 (a regression's NaN)."""
 
     @abstractmethod
     def criterion(self, train: NDArray[Any], label_names: Sequence[str]) -> Criterion:
@@ -149,12 +152,21 @@ class Task(Component, ABC):
         """One JSON-able dict a row: `label` and `probabilities`, or `value`."""
 
     def _check_labels(self) -> None:
+        if len(self._label_columns()) != 1:
+            raise ConfigError("label", "one column", self.label)
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ConfigError("labels", "names must differ", self.labels)
 
-    def _name(self, raw: Any) -> Any:
-        """Name of one raw label value; None where it is missing."""
-        text = "" if raw is None else _plain(raw)
+    def _name(self, raw: Any) -> str | None:
+        """Name of one raw label value; None where it is missing.
+
+        3.0 is the same label as 3, whatever its type, unless the config knows a label of just that name.
+        """
+        if is_missing(raw):
+            return None
+        text = str(raw).strip()
+        if text not in self.label_names and text not in (self.labels or ()):
+            text = _WHOLE.sub(r"\1", text)
         return self.label_names.get(text, text) or None
 
     # ------------------------------------------------ shared
@@ -196,15 +208,16 @@ class Task(Component, ABC):
             if column not in rows.column_names:
                 key = "text" if column in self.columns else "id" if column == self.id else "label"
                 raise DataError(f"task.{key}", f"no such column; {nearest(column, rows.column_names)}", column)
-        parts = [["" if value is None else str(value) for value in rows[column]] for column in self.columns]
-        ids = [str(value) for value in rows[self.id]] if self.id else [f"{split}-{i}" for i in range(len(rows))]
+        parts = [["" if value is None else str(value) for value in rows[column][:]] for column in self.columns]
+        numbers = rows[self.id][:] if self.id else (f"{split}-{i}" for i in range(len(rows)))
+        ids = [str(value) for value in numbers]
         return Table(ids, list(zip(*parts, strict=True)), self._labels_of(rows))
 
     def _label_columns(self) -> list[str]:
         return [self.label] if isinstance(self.label, str) else list(self.label)
 
     def _labels_of(self, rows: datasets.Dataset) -> list[Any]:
-        return [self._name(value) for value in rows[self._label_columns()[0]]]
+        return [self._name(value) for value in rows[self._label_columns()[0]][:]]
 
     def _names(self, train: Table | None) -> list[str]:
         """Label names in logit order."""
@@ -212,7 +225,7 @@ class Task(Component, ABC):
             return list(self.labels)
         if train is None:
             raise DataError("task.labels", "must be given: there are no training rows to take them from")
-        return sorted({name for name in train.labels if name is not None}, key=_natural)
+        return sorted({name for name in train.labels if name is not None}, key=natural)
 
 
 def _below(key: str, work: Callable[[], Any]) -> Any:
@@ -223,19 +236,30 @@ def _below(key: str, work: Callable[[], Any]) -> Any:
         raise error.under(f"task.{key}") from None
 
 
-def _plain(raw: Any) -> str:
-    """A raw label as text: 3.0 and 3 are the same label."""
-    if isinstance(raw, float) and raw.is_integer():
-        return str(int(raw))
-    return str(raw).strip()
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
+"""A whole number written as a float."""
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
-def _natural(name: str) -> tuple[int, float, str]:
-    """Numbers in numeric order, before other names."""
-    try:
-        return 0, float(name), name
-    except ValueError:
-        return 1, 0.0, name
+def natural(name: str) -> tuple[int, float, str]:
+    """Sort key: numbers in numeric order, before other names."""
+    return (0, float(name), name) if _NUMBER.fullmatch(name) else (1, 0.0, name)
+
+
+def classes(labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[np.int64]:
+    """[n] place of each label among the names, -1 where it is missing or unknown."""
+    import numpy as np
+
+    place = {name: number for number, name in enumerate(label_names)}
+    return np.array([place.get(name, -1) for name in labels], dtype=np.int64)
+
+
+def labelled(labels: NDArray[Any]) -> NDArray[np.float32]:
+    """[n] 1 where the row has a label, 0 where it is missing (below 0, or NaN)."""
+    import numpy as np
+
+    there: NDArray[np.bool_] = labels >= 0 if labels.ndim == 1 else (labels >= 0).all(axis=1)
+    return there.astype(np.float32)
 
 
 def _strings(values: Sequence[str]) -> NDArray[np.str_]:
@@ -247,7 +271,7 @@ def _strings(values: Sequence[str]) -> NDArray[np.str_]:
 def class_weights(
     setting: str | Mapping[str, float] | None, labels: NDArray[Any], names: Sequence[str]
 ) -> NDArray[Any] | None:
-    """[classes] weights: `balanced` is n / (classes * count), as in King & Zeng (2001); or by name.
+    """[classes] weights: `balanced` is n / (classes * count), as in King & Zeng (2001); or by name, 1 if unnamed.
 
     Raises:
         ConfigError: a name that isn't a label, or a class that never occurs in training.
@@ -257,7 +281,8 @@ def class_weights(
     if setting is None:
         return None
     if isinstance(setting, str):
-        counts = np.bincount(labels.astype(np.int64), minlength=len(names))
+        labels = labels[labels >= 0]
+        counts = np.bincount(labels, minlength=len(names))
         if not counts.all():
             empty = [name for name, count in zip(names, counts, strict=True) if not count]
             raise ConfigError("task.class_weights", f"no training rows for {', '.join(empty)}", setting)

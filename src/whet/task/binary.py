@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from whet.errors import ConfigError
-from whet.task.base import Criterion, Head, Task
+from whet.task.base import Criterion, Head, Task, classes, labelled
 from whet.types import Fraction, PositiveFloat, Probability
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+_TWO = "one logit tells two labels apart; for more use whet.task.single_label.SingleLabel"
 
 
 @dataclass(kw_only=True)
@@ -36,31 +38,27 @@ class Binary(Task):
     def _check_labels(self) -> None:
         super()._check_labels()
         if self.labels is not None and len(self.labels) != 2:
-            raise ConfigError("labels", "one logit tells two labels apart; for more use whet.task.single_label", self.labels)
+            raise ConfigError("labels", _TWO, self.labels)
 
     def head(self, label_names: Sequence[str]) -> Head:
         if len(label_names) != 2:
-            problem = "one logit tells two labels apart; for more use whet.task.single_label.SingleLabel"
-            raise ConfigError("task.labels", problem, list(label_names))
+            raise ConfigError("task.labels", _TWO, list(label_names))
         return Head(1, "multi_label_classification", tuple(label_names))
 
     def encode(self, labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[Any]:
-        import numpy as np
-
-        place = {name: number for number, name in enumerate(label_names)}
-        return np.array([place[name] for name in labels], dtype=np.int64)
+        return classes(labels, label_names)
 
     def criterion(self, train: NDArray[Any], label_names: Sequence[str]) -> Criterion:
-        import numpy as np
         import torch.nn.functional as F
 
         def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
             z = logits.float().squeeze(-1)
             weight = z.new_tensor(self.positive_weight)
-            return F.binary_cross_entropy_with_logits(z, targets, pos_weight=weight, reduction="none")
+            each = F.binary_cross_entropy_with_logits(z, targets, pos_weight=weight, reduction="none")
+            return each.masked_fill(labels < 0, 0.0)
 
-        return Criterion(losses, lambda labels: np.ones(len(labels), dtype=np.float32))
+        return Criterion(losses, labelled)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
         from scipy.special import expit

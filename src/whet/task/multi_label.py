@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from whet.errors import ConfigError, nearest
-from whet.task.base import Criterion, Head, Task
+from whet.data.audit import is_missing
+from whet.errors import ConfigError, DataError, nearest
+from whet.task.base import Criterion, Head, Task, labelled, natural
 from whet.types import Fraction, PositiveFloat, Probability
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MultiLabel(Task):
-    """The label column holds a list, or names joined by `separator`; or `label` lists 0/1 columns."""
+    """The label column holds a list, or names joined by `separator`; or `label` lists 0/1 columns.
+
+    The loss of a row is the mean over the labels.
+    """
 
     separator: str = ","
     """Divides the names in a text column."""
@@ -34,19 +38,24 @@ class MultiLabel(Task):
     kind: ClassVar[str] = "multi_label"
     usual: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro", "subset_accuracy")
 
-    def _label_columns(self) -> list[str]:
-        return [self.label] if isinstance(self.label, str) else list(self.label)
+    def _check_labels(self) -> None:
+        if not self._label_columns():
+            raise ConfigError("label", "one column, or several of 0 and 1", self.label)
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ConfigError("labels", "names must differ", self.labels)
+        if not self.separator:
+            raise ConfigError("separator", "can't be empty", self.separator)
 
     def _labels_of(self, rows: datasets.Dataset) -> list[Any]:
         columns = self._label_columns()
         if len(columns) > 1:
-            present = [[_truth(value) for value in rows[column]] for column in columns]
+            present = [[_truth(value, column) for value in rows[column][:]] for column in columns]
             names = [self._name(column) for column in columns]
-            return [[n for n, on in zip(names, row, strict=True) if on] for row in zip(*present, strict=True)]
-        return [self._many(value) for value in rows[columns[0]]]
+            return [_present(names, row) for row in zip(*present, strict=True)]
+        return [self._many(value) for value in rows[columns[0]][:]]
 
     def _many(self, value: Any) -> list[str] | None:
-        if value is None:
+        if value is None or value != value:
             return None
         parts = value if isinstance(value, list) else str(value).split(self.separator)
         return [name for part in parts if (name := self._name(part)) is not None]
@@ -57,7 +66,7 @@ class MultiLabel(Task):
         columns = self._label_columns()
         if len(columns) > 1:
             return [str(self._name(column)) for column in columns]
-        return sorted({name for row in train.labels if row is not None for name in row})
+        return sorted({name for row in train.labels if row is not None for name in row}, key=natural)
 
     def head(self, label_names: Sequence[str]) -> Head:
         if not label_names:
@@ -70,11 +79,13 @@ class MultiLabel(Task):
         place = {name: number for number, name in enumerate(label_names)}
         encoded = np.zeros((len(labels), len(label_names)), dtype=np.float32)
         for row, names in enumerate(labels):
-            encoded[row, [place[name] for name in names]] = 1
+            if names is None or any(name not in place for name in names):
+                encoded[row] = -1
+            else:
+                encoded[row, [place[name] for name in names]] = 1
         return encoded
 
     def criterion(self, train: NDArray[Any], label_names: Sequence[str]) -> Criterion:
-        import numpy as np
         import torch
         import torch.nn.functional as F
 
@@ -86,10 +97,11 @@ class MultiLabel(Task):
         def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
             moved = weights.to(logits.device)
-            each = F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=moved, reduction="none")
-            return each.mean(dim=1)
+            z = logits.float()
+            each = F.binary_cross_entropy_with_logits(z, targets, pos_weight=moved, reduction="none")
+            return each.mean(dim=1).masked_fill((labels < 0).any(dim=1), 0.0)
 
-        return Criterion(losses, lambda labels: np.ones(len(labels), dtype=np.float32))
+        return Criterion(losses, labelled)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
         from scipy.special import expit
@@ -109,5 +121,19 @@ class MultiLabel(Task):
         ]
 
 
-def _truth(value: Any) -> bool:
-    return str(value).strip().lower() in ("1", "1.0", "true", "yes")
+_TRUTH = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+
+
+def _truth(value: Any, column: str) -> bool | None:
+    """Whether a label is there; None where the cell is empty."""
+    if is_missing(value):
+        return None
+    found = _TRUTH.get(str(value).strip().lower())
+    if found is None:
+        raise DataError("task.label", f"column {column} must hold 0 or 1 (true, false, yes, no)", value)
+    return found
+
+
+def _present(names: Sequence[str | None], row: Sequence[bool | None]) -> list[str | None] | None:
+    """Names that are on; None if any isn't known."""
+    return None if None in row else [name for name, on in zip(names, row, strict=True) if on]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from whet.errors import ConfigError
-from whet.task.base import Criterion, Head, Task, class_weights
+from whet.task.base import Criterion, Head, Task, class_weights, classes, labelled
 from whet.types import PositiveFloat, Probability
 
 if TYPE_CHECKING:
@@ -38,13 +38,9 @@ class SingleLabel(Task):
         return Head(len(label_names), "single_label_classification", tuple(label_names))
 
     def encode(self, labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[Any]:
-        import numpy as np
-
-        place = {name: number for number, name in enumerate(label_names)}
-        return np.array([place[name] for name in labels], dtype=np.int64)
+        return classes(labels, label_names)
 
     def criterion(self, train: NDArray[Any], label_names: Sequence[str]) -> Criterion:
-        import numpy as np
         import torch
         import torch.nn.functional as F
 
@@ -53,12 +49,14 @@ class SingleLabel(Task):
 
         def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             moved = None if tensor is None else tensor.to(logits.device)
+            smooth = self.label_smoothing
             return F.cross_entropy(
-                logits.float(), labels, weight=moved, label_smoothing=self.label_smoothing, reduction="none"
+                logits.float(), labels, moved, ignore_index=-1, label_smoothing=smooth, reduction="none"
             )
 
         def divisor(labels: NDArray[Any]) -> NDArray[Any]:
-            return np.ones(len(labels), dtype=np.float32) if weights is None else weights[labels]
+            there: NDArray[Any] = labelled(labels)
+            return there if weights is None else there * weights[labels]
 
         return Criterion(losses, divisor)
 
