@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from whet.config import Component
-from whet.types import PositiveInt
+from whet.types import Duration, PositiveInt
 
 if TYPE_CHECKING:
+    from whet.engine.engine import Engine
     from whet.task.base import Corpus
 
 
@@ -26,6 +27,13 @@ class Debug(Component):
     """Write a profiler trace of a few updates to the run folder and print the costliest operations."""
     trace: bool = False
     """Show the whole traceback of an error."""
+
+    def engine(self, engine: Engine) -> Engine:
+        """The engine's settings under this debugging: overfitting runs its steps to the end."""
+        if self.overfit is None or self.steps is None:
+            return engine
+        whole = Duration(1, "share")
+        return replace(engine, duration=Duration(self.steps, "st"), evaluate_every=whole, patience=None)
 
     def cut(self, corpus: Corpus, seed: int) -> Corpus:
         """The rows that remain."""

@@ -92,15 +92,14 @@ def listen() -> None:
     root.addHandler(Messages())
 
 
-class Messages(logging.StreamHandler):  # type: ignore[type-arg]
-    """Plain messages on stderr; warnings say so; secrets are masked."""
+class Messages(logging.Handler):
+    """Plain messages on stderr, above a live display; warnings say so; secrets are masked."""
 
     def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self.setLevel(logging.INFO)
+        super().__init__(logging.INFO)
 
-    def format(self, record: logging.LogRecord) -> str:
+    def emit(self, record: logging.LogRecord) -> None:
         from whet.secrets import mask_text
 
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return mask_text(f"{level}{record.getMessage()}")
+        print(mask_text(f"{level}{record.getMessage()}"), file=sys.stderr, flush=True)

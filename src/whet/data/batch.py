@@ -62,7 +62,9 @@ class Collator:
     batching: Batching
 
     @classmethod
-    def of(cls, tokens: Tokens, labels: NDArray[Any], tokenizer: PreTrainedTokenizerBase, batching: Batching) -> Collator:
+    def of(
+        cls, tokens: Tokens, labels: NDArray[Any], tokenizer: PreTrainedTokenizerBase, batching: Batching
+    ) -> Collator:
         """A collator that pads on the tokenizer's side with its padding id."""
         return cls(
             tokens=tokens,
@@ -89,7 +91,9 @@ class Collator:
         labels = torch.from_numpy(np.ascontiguousarray(self.labels[rows])).to(device)
         return Batch(inputs, labels, rows, int(lengths.sum()))
 
-    def _fill(self, rows: NDArray[np.int64], mask: NDArray[np.bool_], flat: NDArray[Any], pad: int) -> NDArray[Any]:
+    def _fill(
+        self, rows: NDArray[np.int64], mask: NDArray[np.bool_], flat: NDArray[Any], pad: int
+    ) -> NDArray[Any]:
         filled = np.full(mask.shape, pad, dtype=np.int64)
         starts = self.tokens.offsets
         filled[mask] = np.concatenate([flat[starts[r] : starts[r + 1]] for r in rows])

@@ -6,10 +6,11 @@ the files are verified against their hashes when opened, so a damaged entry can'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import shutil
+import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from whet.errors import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+FORMAT = 2
 _ARRAYS = ("ids", "types", "offsets", "truncated")
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*")
+_TOKENIZER_FILES = ("tokeniz*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*")
 _CHUNK = 2048
 
 
@@ -70,9 +74,13 @@ def texts_hash(texts: Sequence[tuple[str, ...]]) -> str:
 
 
 def tokenize(
-    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int, source: str, room: Path
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    source: str,
+    room: Path,
 ) -> Tokens:
-    """Token ids of `texts` from the cache, or made now and put there.
+    """Token ids of `texts` from the cache, or made now and put there (if it can be written).
 
     Args:
         texts: one or two strings a row.
@@ -80,6 +88,9 @@ def tokenize(
         max_length: tokens kept of a row, special tokens included; of a pair the longer text is cut first.
         source: hash of the tokenizer's files.
         room: cache folder.
+
+    Raises:
+        ConfigError: `max_length` leaves no room for text.
     """
     import tokenizers
 
@@ -94,28 +105,56 @@ def tokenize(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     folder = room / name[:2] / name
     found = _open(folder, key)
-    if found is None:
-        _write(encode(texts, tokenizer, max_length), folder, key)
-        found = _open(folder, key)
-    if found is None:
-        raise OSError(f"{folder}: the token cache can't be written or read back; choose another with paths.cache=DIR")
-    return found
+    if found is not None:
+        return found
+    made = encode(texts, tokenizer, max_length)
+    try:
+        _write(made, folder, key)
+    except OSError as error:
+        log.warning(
+            "%s: the token cache can't be written (%s); choose another with paths.cache=DIR", room, error
+        )
+    found = _open(folder, key)
+    return made if found is None else found
 
 
 def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
-    """Token ids of `texts`, without the cache."""
+    """Token ids of `texts`, without the cache.
+
+    A text without any token (an empty one, where the tokenizer adds no special tokens) becomes one padding
+    token, so that a model has something to read.
+
+    Raises:
+        ConfigError: `max_length` leaves no room for text.
+    """
     from whet.tracking.progress import progress
 
-    rows: list[Any] = []
+    _has_room(tokenizer, max_length, pair=bool(texts) and len(texts[0]) > 1)
+    ids, types, truncated = [_NOTHING], [_NOTHING], []
     with progress(len(texts), "tokenising", "texts") as advance:
         for chunk in _chunks(texts):
-            rows.extend(_encode_chunk(chunk, tokenizer, max_length))
+            for row in _encode_chunk(chunk, tokenizer, max_length):
+                ids.append(np.array(row.ids or [tokenizer.pad_token_id], dtype=np.int32))
+                types.append(np.array(row.type_ids or [0], dtype=np.int8))
+                truncated.append(bool(row.overflowing))
             advance(len(chunk))
-    lengths = [len(row.ids) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    ids = np.fromiter((i for row in rows for i in row.ids), dtype=np.int32, count=int(offsets[-1]))
-    types = np.fromiter((i for row in rows for i in row.type_ids), dtype=np.int8, count=int(offsets[-1]))
-    return Tokens(ids, types, offsets, np.array([bool(row.overflowing) for row in rows], dtype=bool))
+    offsets = np.cumsum([len(row) for row in ids], dtype=np.int64)
+    return Tokens(
+        np.concatenate(ids, dtype=np.int32),
+        np.concatenate(types, dtype=np.int8),
+        offsets,
+        np.array(truncated, dtype=bool),
+    )
+
+
+_NOTHING = np.array([], dtype=np.int8)
+
+
+def _has_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> None:
+    """With too small a length the tokenizers library cuts nothing at all, without a word."""
+    special = tokenizer.num_special_tokens_to_add(pair)
+    if max_length <= special:
+        raise ConfigError("task.max_length", f"no room for text beside {special} special tokens", max_length)
 
 
 def _chunks(texts: Sequence[tuple[str, ...]]) -> Iterator[Sequence[tuple[str, ...]]]:
@@ -133,21 +172,18 @@ def _encode_chunk(chunk: Sequence[tuple[str, ...]], tokenizer: Any, max_length: 
 def _write(tokens: Tokens, folder: Path, key: dict[str, Any]) -> None:
     """Write aside and rename; whoever comes second keeps the first one's entry."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for name in _ARRAYS:
-        np.save(aside / f"{name}.npy", getattr(tokens, name))
-    hashes = {name: _sha256(aside / f"{name}.npy") for name in _ARRAYS}
-    (aside / "key.json").write_text(json.dumps({"key": key, "sha256": hashes}), encoding="utf-8")
-    try:
-        aside.rename(folder)
-    except OSError:  # another process was first, or a damaged entry stands there
-        if _open(folder, key) is None:
-            shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as room:
+        aside = Path(room) / "new"
+        aside.mkdir()
+        for name in _ARRAYS:
+            np.save(aside / f"{name}.npy", getattr(tokens, name))
+        hashes = {name: _sha256(aside / f"{name}.npy") for name in _ARRAYS}
+        (aside / "key.json").write_text(json.dumps({"key": key, "sha256": hashes}), encoding="utf-8")
+        with contextlib.suppress(OSError):  # of several processes one is first here …
+            if _open(folder, key) is None:
+                folder.rename(Path(room) / "damaged")
+        with contextlib.suppress(OSError):  # … and here; the others' entry is as good
             aside.rename(folder)
-        else:
-            shutil.rmtree(aside)
 
 
 def _open(folder: Path, key: dict[str, Any]) -> Tokens | None:
@@ -158,7 +194,7 @@ def _open(folder: Path, key: dict[str, Any]) -> Tokens | None:
         if written["key"] != key or not whole:
             return None
         return Tokens(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged in whatever way
         return None
 
 

@@ -6,6 +6,7 @@ parameter-efficient method it holds only what trained, and names its base with t
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from whet.config import Method, Node, build
 from whet.engine.checkpoint import is_complete, load_tensors
-from whet.errors import ModelError, RunError
-from whet.model.encoder import Encoder
+from whet.errors import ModelError, RunError, one_line
+from whet.model.encoder import Encoder, load_tokenizer
 from whet.peft.base import apply
 from whet.task.base import Task
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from whet.model.encoder import Loaded
     from whet.paths import Paths
 
+FORMAT = 1
 CARD = "whet.json"
 WHOLE = "model.safetensors"
 PART = "trained.safetensors"
+_KEYS = ("format", "whole", "label_names", "base", "task", "model", "peft")
 
 
 @dataclass
@@ -43,7 +46,9 @@ class Trained:
     card: Node
 
 
-def export(folder: Path, weights: Path, model: nn.Module, loaded: Loaded, config: Node, label_names: tuple[str, ...]) -> None:
+def export(
+    folder: Path, weights: Path, model: nn.Module, loaded: Loaded, config: Node, label_names: tuple[str, ...]
+) -> None:
     """Write the directory aside and rename it.
 
     Args:
@@ -58,10 +63,12 @@ def export(folder: Path, weights: Path, model: nn.Module, loaded: Loaded, config
     aside.mkdir(parents=True)
     whole = is_complete(model)
     _link(weights, aside / (WHOLE if whole else PART))
-    loaded.model.config.save_pretrained(aside)
+    settings = copy.deepcopy(loaded.model.config)
+    settings.architectures = [type(loaded.model).__name__]
+    settings.save_pretrained(aside)
     loaded.tokenizer.save_pretrained(aside)
     card = {
-        "format": 1,
+        "format": FORMAT,
         "whole": whole,
         "label_names": list(label_names),
         "base": {"id": loaded.located.id, "sha256": loaded.located.sha256},
@@ -74,57 +81,71 @@ def export(folder: Path, weights: Path, model: nn.Module, loaded: Loaded, config
 
 
 def load(folder: Path, paths: Paths) -> Trained:
-    """Read what `export` wrote.
+    """Read what `export` wrote, ready to predict; torch's random numbers are left where they were.
 
     Raises:
         RunError: not such a directory, or damaged.
         ModelError: the base isn't to be had, or is another one.
     """
+    import torch
+
     card = read_card(folder)
     settings = {"task": card["task"], "model": card["model"], "peft": card["peft"]}
     parts = build(settings, _settings).keywords  # type: ignore[attr-defined]
     names = tuple(card["label_names"])
-    if card["whole"]:
-        model, tokenizer = _whole(folder)
-    else:
-        model, tokenizer = _part(folder, parts, names, card, paths)
-    return Trained(model, tokenizer, parts["task"], names, card)
+    with torch.random.fork_rng(devices=[]):
+        model = _whole(folder, parts["model"]) if card["whole"] else _part(folder, parts, names, card, paths)
+    tokenizer = load_tokenizer(folder, parts["model"].trust_remote_code)
+    return Trained(model.eval(), tokenizer, parts["task"], names, card)
 
 
 def read_card(folder: Path) -> Node:
-    """The card of a model directory. Raises RunError if it has none."""
+    """The card of a model directory. Raises RunError if it has none, or not one that this version reads."""
     try:
-        card: Node = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{folder}: not a trained model (no {CARD}); did its run finish?") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{folder / CARD}: damaged ({error})") from None
-    return card
+    missing = [key for key in _KEYS if key not in card] if isinstance(card, dict) else list(_KEYS)
+    if missing:
+        raise RunError(f"{folder / CARD}: damaged (it lacks {', '.join(missing)})")
+    if card["format"] != FORMAT:
+        raise RunError(
+            f"{folder / CARD}: format {card['format']}; this version of whet reads format {FORMAT}"
+        )
+    return dict(card)
 
 
 def _settings(*, task: Task, model: Encoder, peft: Method) -> None:
     """The signature that a card's settings are checked against."""
 
 
-def _whole(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _whole(folder: Path, encoder: Encoder) -> nn.Module:
+    import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from whet.model.encoder import load_tokenizer
+    trust = encoder.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}/config.json: missing or damaged ({one_line(error)[:200]})") from None
+    made = AutoModelForSequenceClassification.from_config(
+        config, dtype=torch.float32, trust_remote_code=trust, **encoder.implementation()
+    )
+    load_tensors(made, folder / WHOLE)
+    return made  # type: ignore[no-any-return]
 
-    config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_config(config)
-    load_tensors(model, folder / WHOLE)
-    return model, load_tokenizer(folder)
 
-
-def _part(folder: Path, parts: Any, names: tuple[str, ...], card: Node, paths: Paths) -> tuple[nn.Module, Any]:
-    loaded = parts["model"].load(parts["task"].head(names), paths)
-    if loaded.located.sha256 != card["base"]["sha256"]:
-        problem = f"the base weights aren't those of the training ({card['base']['id']}, sha256 {card['base']['sha256'][:12]}…)"
-        raise ModelError("model.weights", problem, loaded.located.id)
-    model = apply(parts["peft"], loaded)
+def _part(folder: Path, parts: Any, names: tuple[str, ...], card: Node, paths: Paths) -> nn.Module:
+    encoder: Encoder = parts["model"]
+    base, wanted = encoder.locate(paths), card["base"]
+    if base.sha256 != wanted["sha256"]:
+        problem = f"not the base of the training ({wanted['id']}, sha256 {wanted['sha256'][:12]}…)"
+        raise ModelError("model.weights", problem, base.id)
+    model = apply(parts["peft"], encoder.load(parts["task"].head(names), paths))
     load_tensors(model, folder / PART)
-    return model, loaded.tokenizer
+    return model
 
 
 def _link(source: Path, target: Path) -> None:

@@ -80,7 +80,7 @@ class BestCheckpoint(Callback):
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stop after `patience` evaluations that don't better the best by more than `min_delta` (NaN never does)."""
+    """Stop after `patience` evaluations that don't better the best by more than `min_delta` (NaN never)."""
 
     metric: str
     maximize: bool

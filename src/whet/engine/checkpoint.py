@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import RunError
+from whet.errors import RunError, one_line
 from whet.peft.base import trained_names
 
 if TYPE_CHECKING:
@@ -49,20 +49,26 @@ def load_tensors(model: nn.Module, path: Path) -> None:
     """Put saved tensors back.
 
     Raises:
-        RunError: the file holds other tensors than this model trains.
+        RunError: the file is missing or damaged, or holds other tensors than this model trains.
     """
+    saved, expected = _read(path), tensors_of(model)
+    odd = sorted(set(saved) ^ set(expected))
+    odd = odd or sorted(name for name in saved if saved[name].shape != expected[name].shape)
+    if odd:
+        raise RunError(f"{path}: its tensors aren't this model's ({len(odd)} differ: {', '.join(odd[:4])})")
+    model.load_state_dict(saved, strict=False)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise RunError(f"{path}: the weights are missing")
-    saved = load_file(path)
-    expected = set(tensors_of(model))
-    if set(saved) != expected:
-        odd = sorted(set(saved) ^ expected)[:4]
-        raise RunError(f"{path}: its tensors aren't this model's ({', '.join(odd)}, …)")
-    result = model.load_state_dict(saved, strict=False)
-    if result.unexpected_keys:
-        raise RunError(f"{path}: unexpected tensors {', '.join(result.unexpected_keys[:4])}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RunError(f"{path}: damaged ({one_line(error)})") from None
 
 
 @dataclass

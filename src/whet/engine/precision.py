@@ -67,7 +67,8 @@ class Amp:
 
         if self.name == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16 if self.name == "bf16" else torch.float16)
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, on for fp16 only (its gradients would vanish without)."""

@@ -74,9 +74,11 @@ def settings(
     tags: list[str] | None = None,
 ) -> Parts:
     """The signature that the composed config of `whet train` is checked against."""
+    engine = debug.engine(engine)
     return Parts(
-        task, model, peft, augmentation, objective, optimizer, scheduler, engine, tracking, paths, debug, seed, name, tags or []
-    )
+        task, model, peft, augmentation, objective, optimizer, scheduler, engine,
+        tracking, paths, debug, seed, name, tags or [],
+    )  # fmt: skip
 
 
 @dataclass

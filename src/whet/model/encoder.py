@@ -14,6 +14,7 @@ from whet.types import Probability
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from whet.paths import Paths
@@ -29,7 +30,7 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     new: frozenset[str]
-    """Parameters the weights didn't hold: initialised now, so they train and are saved whatever the method."""
+    """Parameters the weights didn't hold: they start at random, so every method trains and saves them."""
     located: Located
 
 
@@ -42,7 +43,7 @@ class Encoder(Component):
     weights: Weights
     """Where the weights come from."""
     dropout: Probability | None = None
-    """Every dropout inside the trunk; null keeps the model's own."""
+    """Every dropout inside the trunk, not that of the head; null keeps the model's own."""
     head_dropout: Probability | None = None
     """Dropout before the head; null keeps the model's own."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
@@ -62,9 +63,13 @@ class Encoder(Component):
         located = self.locate(paths)
         tokenizer = self._tokenizer(located)
         config = self._config(located.folder, head)
-        if config.pad_token_id is None:
+        if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
+        rates = self._head_rates(config)
+        self._set_dropout(config)
         model, new = self._weights(located, config, head)
+        for module, rate in zip(head_dropouts(model), rates, strict=False):
+            module.p = rate
         return Loaded(model, tokenizer, new, located)
 
     def locate(self, paths: Paths) -> Located:
@@ -79,6 +84,10 @@ class Encoder(Component):
         located = self.locate(paths)
         return self._tokenizer(located), located
 
+    def implementation(self) -> dict[str, str]:
+        """What transformers must be told of `attention`."""
+        return {} if self.attention == "auto" else {"attn_implementation": self.attention}
+
     def _tokenizer(self, located: Located) -> PreTrainedTokenizerBase:
         return load_tokenizer(located.folder, self.trust_remote_code)
 
@@ -92,25 +101,47 @@ class Encoder(Component):
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code, **settings)
         except (OSError, ValueError) as error:
-            raise ModelError("model.weights", f"transformers can't read its config: {one_line(error)}", folder) from None
-        self._set_dropout(config)
+            raise ModelError(
+                "model.weights", f"transformers can't read its config: {one_line(error)}", folder
+            ) from None
         return config
 
     def _set_dropout(self, config: Any) -> None:
-        for setting, value, in_head in (("dropout", self.dropout, False), ("head_dropout", self.head_dropout, True)):
-            if value is None:
-                continue
-            keys = [key for key in dropout_keys(config) if is_head_dropout(key) == in_head]
-            if not keys:
-                raise ModelError(f"model.{setting}", f"{config.model_type} has no such dropout; leave it null", value)
-            for key in keys:
+        keys = dropout_keys(config)
+        if self.dropout is not None and all(is_head_dropout(key) for key in keys):
+            raise ModelError(
+                "model.dropout", f"{config.model_type} has no dropout; leave it null", self.dropout
+            )
+        for key in keys:
+            value = self.head_dropout if is_head_dropout(key) else self.dropout
+            if value is not None:
                 setattr(config, key, value)
 
-    def _weights(self, located: Located, config: Any, head: Head) -> tuple[PreTrainedModel, frozenset[str]]:
+    def _head_rates(self, config: Any) -> list[float]:
+        """Rates of the head's dropouts, where a setting would change them or, wrongly, carry them along.
+
+        Many heads take the trunk's rate where the config gives them none of their own, or read a setting
+        that no config lists: so look at the head that transformers makes.
+        """
         import torch
         from transformers import AutoModelForSequenceClassification as Auto
 
-        extra = {} if self.attention == "auto" else {"attn_implementation": self.attention}
+        if self.dropout is None and self.head_dropout is None:
+            return []
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            found = head_dropouts(Auto.from_config(config, trust_remote_code=self.trust_remote_code))
+        if self.head_dropout is None:
+            return [module.p for module in found]
+        if not found:
+            problem = f"the head of {config.model_type} has no dropout; leave it null"
+            raise ModelError("model.head_dropout", problem, self.head_dropout)
+        return [self.head_dropout for _ in found]
+
+    def _weights(self, located: Located, config: Any, head: Head) -> tuple[PreTrainedModel, frozenset[str]]:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForSequenceClassification as Auto
+
         try:
             model, report = Auto.from_pretrained(
                 located.folder,
@@ -120,18 +151,24 @@ class Encoder(Component):
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=self.trust_remote_code,
-                **extra,
+                **self.implementation(),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
+            if "attention implementation" in str(error):
+                problem = f"{config.model_type} hasn't got it in transformers; take auto or eager"
+                raise ModelError("model.attention", problem, self.attention) from None
             raise ModelError("model.weights", one_line(error), located.id) from None
         mismatched = {str(item[0]) for item in report["mismatched_keys"]}
+        new = _own_names(model, {*report["missing_keys"], *mismatched})
+        _check_trunk(model, new, mismatched, located)
         self._check_head(mismatched, head, located)
-        return model, _own_names(model, {*report["missing_keys"], *mismatched})
+        return model, new
 
     def _check_head(self, mismatched: set[str], head: Head, located: Located) -> None:
         if mismatched and not self.replace_head:
+            names = ", ".join(sorted(mismatched))
             problem = (
-                f"these weights bring a head of another size ({', '.join(sorted(mismatched))}); the task needs "
+                f"these weights bring a head of another size ({names}); the task needs "
                 f"{head.outputs} outputs: set model.replace_head=true to start a new one"
             )
             raise ModelError("model.weights", problem, located.id)
@@ -152,12 +189,14 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError("model.weights", f"transformers can't read its tokenizer: {one_line(error)}", folder) from None
+        raise ModelError(
+            "model.weights", f"transformers can't read its tokenizer: {one_line(error)}", folder
+        ) from None
     if not tokenizer.is_fast:
         raise ModelError("model.weights", "its tokenizer has no fast version (tokenizer.json)", folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def dropout_keys(config: Any) -> list[str]:
@@ -173,6 +212,35 @@ def dropout_keys(config: Any) -> list[str]:
 def is_head_dropout(key: str) -> bool:
     """Whether a dropout setting belongs to the head."""
     return any(part in key for part in ("classif", "summary", "pooler", "cls"))
+
+
+def head_dropouts(model: nn.Module) -> list[nn.Dropout]:
+    """Dropouts outside the trunk, in the model's order."""
+    from torch import nn
+
+    from whet.model.layers import trunk_prefix
+
+    trunk = trunk_prefix(model)
+    return [
+        part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Dropout) and not name.startswith(trunk)
+    ]
+
+
+def _check_trunk(model: PreTrainedModel, new: frozenset[str], mismatched: set[str], located: Located) -> None:
+    """Only what stands above the blocks may be new by right; a trunk of random numbers helps nobody."""
+    from whet.model.layers import anatomy, trunk_prefix
+
+    parts = anatomy(model)
+    odd = sorted(name for name in mismatched if trunk_prefix(model) and name.startswith(trunk_prefix(model)))
+    if odd:
+        raise ModelError(
+            "model.weights", f"their sizes aren't those of config.json ({', '.join(odd[:4])})", located.id
+        )
+    if all(name in new for name, depth in parts.depth.items() if 0 < depth <= parts.layers):
+        problem = f"they hold no block of {type(model).__name__}: not its weights (the names differ)"
+        raise ModelError("model.weights", problem, located.id)
 
 
 def _own_names(model: PreTrainedModel, missing: set[str]) -> frozenset[str]:

@@ -47,7 +47,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     depth: dict[str, int] = {}
     last, seen = len(blocks) + 1, False
     for name, _ in model.named_parameters():
-        depth[name] = last if name in head else _depth(name, place, embeddings, last if seen else 0)
+        depth[name] = last if name in head else _depth(name, place, embeddings, seen, last)
         seen = seen or 0 < depth[name] < last
     return Anatomy(depth, tuple(tuple(names) for names in blocks), head)
 
@@ -80,8 +80,8 @@ def is_linear(module: nn.Module) -> bool:
 def _blocks(model: nn.Module) -> list[list[str]]:
     """Module prefixes of each block, bottom first.
 
-    A block is an item of an outermost `ModuleList` of the trunk; lists of lists are flattened (Funnel), sibling lists of
-    one length are parts of the same blocks (XLM keeps attentions and feed-forwards apart).
+    A block is an item of an outermost `ModuleList` of the trunk; lists of lists are flattened (Funnel),
+    sibling lists of one length are parts of the same blocks (XLM keeps attentions and feed-forwards apart).
     """
     from torch import nn
 
@@ -136,13 +136,15 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _depth(name: str, place: dict[str, int], embeddings: tuple[str, ...], otherwise: int) -> int:
+def _depth(name: str, place: dict[str, int], embeddings: tuple[str, ...], seen: bool, last: int) -> int:
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         number = place.get(".".join(parts[:length]))
         if number is not None:
             return number
-    return 0 if name.startswith(embeddings) else otherwise
+    if any("final" in part for part in parts):  # OPT declares its last norm before its blocks
+        return last
+    return last if seen and not name.startswith(embeddings) else 0
 
 
 def describe_training(model: nn.Module, new: frozenset[str]) -> list[tuple[str, int, int]]:
@@ -167,4 +169,3 @@ def _part(name: str, parts: Anatomy, new: frozenset[str]) -> str:
         return "head"
     place = "embeddings" if depth == 0 else f"block {depth}" if depth <= parts.layers else "after the blocks"
     return f"{place}, new" if name in new else place
-

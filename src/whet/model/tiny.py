@@ -60,7 +60,9 @@ class TinyWeights(Weights):
         """Make the directory on first use; later the same one is found again."""
         import transformers
 
-        key = json.dumps([self.architecture, self.options, self.seed, transformers.__version__], sort_keys=True)
+        key = json.dumps(
+            [self.architecture, self.options, self.seed, transformers.__version__], sort_keys=True
+        )
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         folder = paths.cached("tiny") / f"{self.architecture}-{name}"
         if not folder.is_dir():
@@ -82,7 +84,7 @@ class TinyWeights(Weights):
             torch.manual_seed(self.seed)
             try:
                 model = AutoModel.from_config(config)
-            except (TypeError, ValueError) as error:
+            except _REFUSED as error:
                 raise ModelError("options", one_line(error)[:300], self.options) from None
         model.save_pretrained(aside)
         byte_tokenizer(types=reads_types(config)).save_pretrained(aside)
@@ -92,25 +94,39 @@ class TinyWeights(Weights):
             shutil.rmtree(aside)
 
     def _config(self) -> Any:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING, AutoConfig
 
         if self.architecture not in CONFIG_MAPPING:
-            raise ModelError("architecture", f"unknown; {nearest(self.architecture, CONFIG_MAPPING)}", self.architecture)
+            raise ModelError(
+                "architecture", f"unknown; {nearest(self.architecture, CONFIG_MAPPING)}", self.architecture
+            )
         default = AutoConfig.for_model(self.architecture)
         known = {*default.to_dict(), *default.attribute_map, *_UNLISTED}
         for name, value in self.options.items():
             if name not in known:
-                raise ModelError(f"options.{name}", f"{self.architecture} has none; {nearest(name, known)}", value)
+                raise ModelError(
+                    f"options.{name}", f"{self.architecture} has none; {nearest(name, known)}", value
+                )
         ids = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
         small = {name: value for name, value in _SMALL.items() if name in known}
         settings = {**small, **ids, **_SMALL_TOO.get(self.architecture, {}), **self.options}
         try:
             return AutoConfig.for_model(self.architecture, **settings)
-        except (TypeError, ValueError) as error:
+        except (*_REFUSED, StrictDataclassError) as error:
             raise ModelError("options", one_line(error)[:300], self.options) from None
 
 
-_UNLISTED = ("cls_dropout", "head_dim", "norm_rel_ebd", "position_buckets", "share_att_key", "conv_kernel_size")
+_REFUSED = (TypeError, ValueError, NotImplementedError, AssertionError, ZeroDivisionError)
+"""What transformers raises for settings that don't fit together."""
+_UNLISTED = (
+    "cls_dropout",
+    "head_dim",
+    "norm_rel_ebd",
+    "position_buckets",
+    "share_att_key",
+    "conv_kernel_size",
+)
 """Settings that models read though their config's defaults don't list them."""
 
 

@@ -31,7 +31,8 @@ def adafactor(
 
     Args:
         lr: learning rate at the schedule's height.
-        weight_decay: share of a weight taken off at each update, times the learning rate; biases and norms get none.
+        weight_decay: share of a weight taken off at each update, times the learning rate; none off biases
+            and norms.
         layer_decay: each block below the top learns at this share of the one above.
         head_lr: learning rate of the head; null: the same as the top block.
         beta2_decay: after t updates the older second moments count 1 - t ** beta2_decay.
@@ -39,5 +40,7 @@ def adafactor(
     """
     import torch
 
-    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
+    groups = parameter_groups(
+        model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr
+    )
     return torch.optim.Adafactor(groups, lr=lr, beta2_decay=beta2_decay, d=clip)

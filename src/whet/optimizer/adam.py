@@ -36,7 +36,8 @@ def adam(
     """
     import torch
 
-    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
-    return torch.optim.Adam(
-        groups, lr=lr, betas=betas, eps=eps, fused=implementation == "fused", foreach=implementation == "foreach"
+    groups = parameter_groups(
+        model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr
     )
+    fused, foreach = implementation == "fused", implementation == "foreach"
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=fused, foreach=foreach)

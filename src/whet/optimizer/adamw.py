@@ -27,7 +27,8 @@ def adamw(
 
     Args:
         lr: learning rate at the schedule's height.
-        weight_decay: share of a weight taken off at each update, times the learning rate; biases and norms get none.
+        weight_decay: share of a weight taken off at each update, times the learning rate; none off biases
+            and norms.
         layer_decay: each block below the top learns at this share of the one above.
         head_lr: learning rate of the head; null: the same as the top block.
         betas: decay of the running mean and of the running square.
@@ -36,7 +37,8 @@ def adamw(
     """
     import torch
 
-    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
-    return torch.optim.AdamW(
-        groups, lr=lr, betas=betas, eps=eps, fused=implementation == "fused", foreach=implementation == "foreach"
+    groups = parameter_groups(
+        model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr
     )
+    fused, foreach = implementation == "fused", implementation == "foreach"
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused, foreach=foreach)

@@ -30,9 +30,15 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         in_head = name in parts.head and head_lr is not None
-        rate = head_lr if in_head and head_lr is not None else lr * layer_decay ** (parts.layers + 1 - parts.depth[name])
+        rate = (
+            head_lr
+            if in_head and head_lr is not None
+            else lr * layer_decay ** (parts.layers + 1 - parts.depth[name])
+        )
         decay = 0.0 if parameter.ndim < 2 or name.endswith("bias") else weight_decay
-        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        group = groups.setdefault(
+            (rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay}
+        )
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:

@@ -41,13 +41,9 @@ def sgd(
     import torch
 
     if nesterov and not momentum:
-        raise ConfigError("optimizer.nesterov", "looks ahead along the momentum: it needs optimizer.momentum > 0", True)
-    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr)
-    return torch.optim.SGD(
-        groups,
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        fused=implementation == "fused",
-        foreach=implementation == "foreach",
+        raise ConfigError("optimizer.nesterov", "looks ahead along optimizer.momentum, which is 0", True)
+    groups = parameter_groups(
+        model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, head_lr=head_lr
     )
+    fused, foreach = implementation == "fused", implementation == "foreach"
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused, foreach=foreach)

@@ -1,4 +1,7 @@
-"""BitFit: only the bias terms train (Ben Zaken et al., 2022, "BitFit: Simple Parameter-efficient Fine-tuning")."""
+"""BitFit: only the bias terms train (Ben Zaken et al., 2022).
+
+"BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models".
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ def bitfit(model: nn.Module) -> nn.Module:
     head = set(head_parameters(model))
     biases = [name for name, _ in model.named_parameters() if name not in head and name.endswith("bias")]
     if not biases:
-        raise nothing_matched("peft", "bitfit", model, "its trunk has no bias terms: choose peft=lora or peft=top_layers")
+        raise nothing_matched(
+            "peft", "bitfit", model, "its trunk has no bias terms: choose peft=lora or peft=top_layers"
+        )
     freeze(model)
     for name in biases:
         model.get_parameter(name).requires_grad_(True)

@@ -37,7 +37,11 @@ def lora(
     names = target_names(model, targets)
     freeze(model)
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, fan_in_fan_out=_transposed(model, names)
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=names,
+        fan_in_fan_out=_transposed(model, names),
     )
     return inject_adapter_in_model(config, model)  # type: ignore[no-any-return]
 
@@ -55,7 +59,9 @@ def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:
         found = [name for name in names if _in_attention(name) == (targets == "attention")]
     if not found:
         kinds = sorted({name.rpartition(".")[2] for name in names})
-        raise nothing_matched("peft.targets", targets, model, f"linear layers in its blocks: {', '.join(kinds) or 'none'}")
+        raise nothing_matched(
+            "peft.targets", targets, model, f"linear layers in its blocks: {', '.join(kinds) or 'none'}"
+        )
     return found
 
 

@@ -6,10 +6,11 @@ update of a warmup of w updates learns at 1 / w, its last at 1: no update is was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from whet.types import Duration
 
-if TYPE_CHECKING:
-    from whet.types import Duration
+NO_WARMUP = Duration(0.0, "share")
+SHORT_WARMUP = Duration(0.06, "share")
+"""RoBERTa's share (Liu et al., 2019, table 10)."""
 
 
 def warmup_steps(warmup: Duration, total: int, per_epoch: int) -> int:
@@ -23,5 +24,5 @@ def rising(step: int, warmup: int) -> float | None:
 
 
 def progress(step: int, warmup: int, total: int) -> float:
-    """How much of the way after the warmup lies behind: 0 at its first update, below 1 at the last, 1 after."""
+    """Share of the way after the warmup: 0 at its first update, below 1 at the last, 1 for what follows."""
     return min(1.0, (step - warmup) / max(1, total - warmup))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.scheduler.base import rising, warmup_steps
+from whet.scheduler.base import NO_WARMUP, rising, warmup_steps
 from whet.types import Duration
 
 
@@ -11,7 +11,7 @@ def constant(
     total: int,
     per_epoch: int,
     *,
-    warmup: Duration = Duration(0.0, "share"),
+    warmup: Duration = NO_WARMUP,
 ) -> float:
     """The base rate throughout, after a warmup if one is given.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from whet.scheduler.base import progress, rising, warmup_steps
+from whet.scheduler.base import SHORT_WARMUP, progress, rising, warmup_steps
 from whet.types import Duration, Fraction
 
 
@@ -13,7 +13,7 @@ def cosine(
     total: int,
     per_epoch: int,
     *,
-    warmup: Duration = Duration(0.06, "share"),
+    warmup: Duration = SHORT_WARMUP,
     final: Fraction = 0.0,
 ) -> float:
     """Half a cosine wave down to `final` after the warmup (Loshchilov & Hutter, 2017, SGDR, equation 5).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.scheduler.base import progress, rising, warmup_steps
+from whet.scheduler.base import SHORT_WARMUP, progress, rising, warmup_steps
 from whet.types import Duration, Fraction
 
 
@@ -11,7 +11,7 @@ def linear(
     total: int,
     per_epoch: int,
     *,
-    warmup: Duration = Duration(0.06, "share"),
+    warmup: Duration = SHORT_WARMUP,
     final: Fraction = 0.0,
 ) -> float:
     """A straight line down to `final` after the warmup.

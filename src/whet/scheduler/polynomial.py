@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.scheduler.base import progress, rising, warmup_steps
+from whet.scheduler.base import SHORT_WARMUP, progress, rising, warmup_steps
 from whet.types import Duration, Fraction, PositiveFloat
 
 
@@ -11,7 +11,7 @@ def polynomial(
     total: int,
     per_epoch: int,
     *,
-    warmup: Duration = Duration(0.06, "share"),
+    warmup: Duration = SHORT_WARMUP,
     power: PositiveFloat = 2.0,
     final: Fraction = 0.0,
 ) -> float:

@@ -107,7 +107,7 @@ class Task(Component, ABC):
     metrics: list[str] = field(default_factory=list)
     """Computed at every evaluation; empty takes the kind's usual ones."""
     primary: str | None = None
-    """Decides the best checkpoint and early stopping: one of `metrics`, or `loss`; null takes the first metric."""
+    """Decides the best checkpoint and early stopping: one of `metrics` or `loss`; null takes the first."""
 
     kind: ClassVar[str]
     """Name by which metrics and reports know this kind of task."""
@@ -207,8 +207,11 @@ class Task(Component, ABC):
         for column in wanted:
             if column not in rows.column_names:
                 key = "text" if column in self.columns else "id" if column == self.id else "label"
-                raise DataError(f"task.{key}", f"no such column; {nearest(column, rows.column_names)}", column)
-        parts = [["" if value is None else str(value) for value in rows[column][:]] for column in self.columns]
+                problem = f"no such column; {nearest(column, rows.column_names)}"
+                raise DataError(f"task.{key}", problem, column)
+        parts = [
+            ["" if value is None else str(value) for value in rows[column][:]] for column in self.columns
+        ]
         numbers = rows[self.id][:] if self.id else (f"{split}-{i}" for i in range(len(rows)))
         ids = [str(value) for value in numbers]
         return Table(ids, list(zip(*parts, strict=True)), self._labels_of(rows))
@@ -255,11 +258,11 @@ def classes(labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[np.int
 
 
 def labelled(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """[n] 1 where the row has a label, 0 where it is missing (below 0, or NaN)."""
+    """[n] 1 where the row has a label, 0 where it is missing (below 0)."""
     import numpy as np
 
-    there: NDArray[np.bool_] = labels >= 0 if labels.ndim == 1 else (labels >= 0).all(axis=1)
-    return there.astype(np.float32)
+    there = labels >= 0 if labels.ndim == 1 else np.all(labels >= 0, axis=1)
+    return np.asarray(there, dtype=np.float32)
 
 
 def _strings(values: Sequence[str]) -> NDArray[np.str_]:
@@ -271,7 +274,7 @@ def _strings(values: Sequence[str]) -> NDArray[np.str_]:
 def class_weights(
     setting: str | Mapping[str, float] | None, labels: NDArray[Any], names: Sequence[str]
 ) -> NDArray[Any] | None:
-    """[classes] weights: `balanced` is n / (classes * count), as in King & Zeng (2001); or by name, 1 if unnamed.
+    """[classes] weights: `balanced` is n / (classes * count), as in King & Zeng (2001); or by name, else 1.
 
     Raises:
         ConfigError: a name that isn't a label, or a class that never occurs in training.

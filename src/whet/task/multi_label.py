@@ -121,7 +121,10 @@ class MultiLabel(Task):
         ]
 
 
-_TRUTH = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+_TRUTH = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
+    **dict.fromkeys(("0", "0.0", "false", "no"), False),
+}
 
 
 def _truth(value: Any, column: str) -> bool | None:

@@ -41,6 +41,7 @@ class SingleLabel(Task):
         return classes(labels, label_names)
 
     def criterion(self, train: NDArray[Any], label_names: Sequence[str]) -> Criterion:
+        import numpy as np
         import torch
         import torch.nn.functional as F
 
@@ -55,8 +56,8 @@ class SingleLabel(Task):
             )
 
         def divisor(labels: NDArray[Any]) -> NDArray[Any]:
-            there: NDArray[Any] = labelled(labels)
-            return there if weights is None else there * weights[labels]
+            there = labelled(labels)
+            return there if weights is None else np.asarray(np.where(there > 0, weights[labels], 0.0))
 
         return Criterion(losses, divisor)
 
@@ -66,7 +67,8 @@ class SingleLabel(Task):
         return softmax(logits.astype("float64"), axis=1)  # type: ignore[no-any-return]
 
     def decide(self, probabilities: NDArray[Any]) -> NDArray[Any]:
-        return probabilities.argmax(axis=1)
+        chosen: NDArray[Any] = probabilities.argmax(axis=1)
+        return chosen
 
     def describe(self, probabilities: NDArray[Any], label_names: Sequence[str]) -> list[dict[str, Any]]:
         chosen = self.decide(probabilities)
