@@ -29,7 +29,7 @@ def launch(command: str, function: Callable[[DictConfig], Any], arguments: list[
     if "--help" in arguments or "-h" in arguments:
         from whet.cli.help import command_help
 
-        print(command_help(command))
+        print(command_help(command, arguments))
         return []
     kept = _Kept(function)
     _run(command, function if _is_multirun(arguments) else kept, [normal(item) for item in arguments])

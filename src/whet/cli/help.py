@@ -37,9 +37,12 @@ EXAMPLES = {
 }
 
 
-def command_help(command: str) -> str:
-    """The help text of one command."""
+def command_help(command: str, arguments: list[str] | None = None) -> str:
+    """The help text of one command, or of the groups and choices that `arguments` names."""
     title, defaults, settings = _read(command)
+    named = [item.lstrip("+").split("=")[0] for item in arguments or [] if not item.startswith("-")]
+    if any(name in defaults for name in named):
+        return "\n\n".join(explain_choice(command, item.lstrip("+")) for item in arguments or [] if not item.startswith("-"))
     lines = [title, "", f"usage: whet {command} [group=choice …] [key=value …] [options]"]
     groups = {group: choice for group, choice in defaults.items() if "/" not in group}
     if groups:
@@ -53,6 +56,7 @@ _OPTIONS = [
     "options:",
     "  --cfg job          print the composed config and stop; every key in it can be overridden",
     "  -m, --multirun     one run for every combination of comma separated values",
+    "  GROUP=CHOICE --help  what a choice's settings mean, for example optimizer=sgd --help",
     "  --info defaults    where each part of the config comes from",
     "  --hydra-help       Hydra's own options",
     "",
@@ -73,6 +77,61 @@ def _read(command: str) -> tuple[str, dict[str, str], list[str]]:
     text = path.read_text(encoding="utf-8").splitlines()
     names = [name for name in config if name not in ("defaults", "hydra")]
     return text[0].removeprefix("# "), defaults, [_setting(name, text) for name in names]
+
+
+def explain_choice(command: str, argument: str) -> str:
+    """What a group's choice is and what each of its settings means: `optimizer=sgd`, or `optimizer` for the default."""
+    from whet.config import TARGET, compose, resolve
+
+    group, _, name = argument.partition("=")
+    config = compose(command, [f"{group}={name}"] if name else []).get(group)
+    if not isinstance(config, dict) or TARGET not in config:
+        return f"{argument}: a preset; show it with whet {command} {argument} --cfg job"
+    target = resolve(config[TARGET])
+    documented = docs(target)
+    lines = [argument, textwrap.indent(textwrap.dedent((target.__doc__ or "").split("Args:")[0]).strip(), "  "), ""]
+    for key, value in config.items():
+        if key != TARGET:
+            lines += _explained(f"{group}.{key}", value, documented.get(key, ""))
+    return "\n".join(lines)
+
+
+def _explained(key: str, value: Any, text: str) -> list[str]:
+    shown = "…" if isinstance(value, dict) and value else "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return [f"  {key}={shown}", *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")]
+
+
+def docs(target: Any) -> dict[str, str]:
+    """Parameter → explanation, from a function's `Args:` or from the strings beneath a class's fields."""
+    import inspect
+
+    if inspect.isclass(target):
+        return {key: text for base in reversed(target.__mro__[:-1]) for key, text in _field_docs(base).items()}
+    found: dict[str, str] = {}
+    name = ""
+    for line in (inspect.getdoc(target) or "").partition("Args:\n")[2].splitlines():
+        if not line.startswith("    "):
+            break
+        if not line.startswith("     "):
+            name, _, line = line.strip().partition(": ")
+        found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    import ast
+    import inspect
+
+    try:
+        body: Any = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError):
+        return {}
+    found = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and text:
+            found[field.target.id] = " ".join(str(after.value.value).split())
+    return found
 
 
 def _setting(name: str, lines: list[str]) -> str:

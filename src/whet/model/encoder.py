@@ -45,7 +45,7 @@ class Encoder(Component):
     dropout: Probability | None = None
     """Every dropout inside the trunk, not that of the head; null keeps the model's own."""
     head_dropout: Probability | None = None
-    """Dropout before the head; null keeps the model's own."""
+    """Every dropout of the head; null keeps the model's own."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """Attention implementation of transformers; auto takes its choice."""
     replace_head: bool = False

@@ -30,7 +30,7 @@ def lora(
             (`*.query`).
 
     Raises:
-        ModelError: the targets match nothing.
+        ModelError: the targets, or one of the patterns, match nothing.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -52,7 +52,10 @@ def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:
 
     names = linear_layers(model)
     if isinstance(targets, list):
-        found = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in targets)]
+        matches = {pattern: set(fnmatch.filter(names, pattern)) for pattern in targets}
+        idle = [pattern for pattern, matched in matches.items() if not matched]
+        found = [] if idle else [name for name in names if any(name in matched for matched in matches.values())]
+        targets = idle or targets
     elif targets == "all":
         found = names
     else:

@@ -25,4 +25,4 @@ def rising(step: int, warmup: int) -> float | None:
 
 def progress(step: int, warmup: int, total: int) -> float:
     """Share of the way after the warmup: 0 at its first update, below 1 at the last, 1 for what follows."""
-    return min(1.0, (step - warmup) / max(1, total - warmup))
+    return (step - warmup) / (total - warmup) if step < total else 1.0

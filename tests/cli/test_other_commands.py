@@ -1,0 +1,149 @@
+"""help, completion, data, doctor: what a user sees before the first training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import whet
+from whet.cli.completion import BASH, query
+from whet.cli.main import COMMANDS, main
+from whet.config import GROUPS, conf_dir
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"whet {whet.__version__}\n"
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "completion"])
+def test_help_of_a_command_shows_settings_and_examples(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"usage: whet {command}" in shown
+    assert f"\n  whet {command}" in shown or f"| whet {command}" in shown
+
+
+def test_help_of_train_lists_every_choice_of_every_group(capsys):
+    main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for group in GROUPS:
+        assert f"\n  {group}\n" in shown
+        for path in (conf_dir() / group).glob("*.yaml"):
+            assert f"    {path.stem} " in shown
+
+
+def test_help_of_a_choice_explains_its_settings(capsys):
+    assert main(["train", "optimizer=sgd", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "optimizer=sgd" in shown
+    assert "momentum" in shown
+    assert "share of the last update kept" in shown
+    assert main(["train", "engine", "--help"]) == 0
+    assert "Largest L2 norm of the gradient" in capsys.readouterr().out
+
+
+def test_users_own_choices_are_listed(workplace, capsys):
+    main(["train", "--help"])
+    assert "mine                     My reviews" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ completion
+
+
+@pytest.mark.parametrize(
+    ("line", "some", "none"),
+    [
+        ("whet tr", ["train "], ["predict "]),
+        ("whet train peft=l", ["peft=lora "], ["peft=none "]),
+        ("whet train optimizer=sgd optimizer.m", ["optimizer.momentum="], ["optimizer.eps="]),
+        ("whet train engine.b", ["engine.batching."], []),
+        ("whet train +debug=f", ["debug=fast "], []),
+        ("whet train --c", ["--cfg "], []),
+        ("whet predict in", ["input="], []),
+        ("whet nothing x", [], []),
+        ("whet train model=nothing optimizer.l", [], []),
+    ],
+)
+def test_completion(line, some, none):
+    found = query(line)
+    assert set(some) <= set(found)
+    assert not set(none) & set(found)
+
+
+def test_completion_in_a_real_bash(workplace):
+    """Source the script, fill bash's completion variables, call the function, read COMPREPLY."""
+    whet_command = f"whet() {{ {sys.executable} -m whet \"$@\"; }}\n"
+    for line, expected in (("whet train task=mi", "mine"), ("whet train sched", "scheduler="), ("whet eva", "evaluate")):
+        words = line.split()
+        script = (
+            f"{whet_command}{BASH}\nCOMP_WORDBREAKS=$' \\t\\n=:'\nCOMP_LINE='{line}'\nCOMP_POINT={len(line)}\n"
+            f"COMP_WORDS=({' '.join(words)})\nCOMP_CWORD={len(words) - 1}\n_whet_completion\n"
+            "printf '%s|' \"${COMPREPLY[@]}\""
+        )
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=workplace)
+        assert expected in [item.strip() for item in done.stdout.split("|")], (line, done.stdout, done.stderr)
+
+
+# ------------------------------------------------------------------ data, doctor
+
+
+def test_data_shows_what_the_data_holds(workplace, capsys):
+    assert main(["data", "task=mine", "model=tiny", "samples=4", "output=mine.json"]) == 0
+    shown = capsys.readouterr().out
+    told = json.loads((workplace / "mine.json").read_text())
+    rows = {name: split["rows"] for name, split in told["splits"].items()}
+    assert rows == {"train": 48, "validation": 6, "test": 6}
+    assert len(told["samples"]) == 4
+    balance = {item["label"]: item["count"] for item in told["splits"]["train"]["balance"]}
+    assert balance == {"1": 24, "5": 24}
+    assert "48" in shown
+    assert "padding" in shown
+
+
+def test_data_settings_change_what_is_shown(workplace, capsys):
+    def figures(*keys):
+        assert main(["data", "task=mine", "model=tiny", "output=mine.json", *keys]) == 0
+        return json.loads((workplace / "mine.json").read_text())
+
+    cut = figures("task.max_length=16")
+    assert cut["splits"]["train"]["truncated"]["rows"] == 48
+    assert figures("seed=1")["samples"] != figures("seed=2")["samples"]
+    padded = figures("engine.batching.pad_to=128")["padding"]["train"]
+    assert padded > figures()["padding"]["train"] + 0.3
+
+
+def test_data_counts_duplicates_leaks_and_contradictions(workplace, capsys):
+    lines = ["text,label", "same,a", "same,a", "Same!,a", "other,a", "other,b", ",a", "blank,", *[f"t{i},b" for i in range(20)]]
+    (workplace / "odd.csv").write_text("\n".join(lines) + "\n")
+    keys = ["task=mine", "task.data.path=odd.csv", "task.text=text", "task.label=label", "model=tiny", "output=odd.json"]
+    assert main(["data", *keys]) == 0
+    told = json.loads((workplace / "odd.json").read_text())["findings"]
+    counts = {kind: found["count"] for kind, found in told["all"].items() if isinstance(found, dict)}
+    expected = {"duplicates": 1, "near_duplicates": 1, "contradictions": 2, "empty": 1, "missing_label": 1}
+    assert {name: counts[name] for name in expected} == expected
+    assert main(["data", *keys, "task.audit.duplicates=refuse"]) == 2
+    assert "duplicates" in capsys.readouterr().err
+
+
+def test_doctor(workplace, capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code = main(["doctor", "json=true", "timeout=1.0"])
+    told = {item["what"]: item for item in json.loads(capsys.readouterr().out)}
+    assert code == 0
+    assert told["torch"]["found"].startswith("2.")
+    assert "autocast" in told["device"]["found"]
+    assert told["hub"]["state"] in ("note", "good")
+    assert told["wandb login"]["state"] in ("note", "good")
+    monkeypatch.setattr("whet.cli.doctor.LEAST_FREE_GB", 1e9)
+    assert main(["doctor", "timeout=1.0"]) == 1
+    assert "BAD   cache" in capsys.readouterr().out
