@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-WORDS = {"positive": "good great fine lovely superb".split(), "negative": "bad awful dull poor dreadful".split()}
+WORDS = {
+    "positive": ["good", "great", "fine", "lovely", "superb"],
+    "negative": ["bad", "awful", "dull", "poor", "dreadful"],
+}
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,9 @@ def test_no_eval_exec_or_pickle():
     for path, name, call in calls():
         assert name not in {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"}, path
         if name == "torch.load":
-            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), path
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), (
+                path
+            )
         assert not any(k.arg == "shell" for k in call.keywords), path
 
 
@@ -152,7 +154,12 @@ HEAVY = "torch,transformers,peft,wandb,datasets,sklearn,matplotlib,tensorboard,o
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["completion", "query", "whet train optimizer."]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--cfg", "job"],
+        ["completion", "query", "whet train optimizer."],
+    ],
 )
 def test_light_commands_load_nothing_heavy(arguments, tmp_path):
     code = (
@@ -161,7 +168,9 @@ def test_light_commands_load_nothing_heavy(arguments, tmp_path):
         f"heavy = [n for n in '{HEAVY}'.split(',') if n in sys.modules]; "
         "sys.exit(str(heavy) if heavy or code else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -175,5 +184,7 @@ def test_every_target_module_imports_light(tmp_path):
         f"heavy = [n for n in '{HEAVY}'.split(',') if n in sys.modules]\n"
         "sys.exit(str(heavy) if heavy or len(names) < 25 else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

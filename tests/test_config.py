@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.config import TARGET, build, check, complete, compose, conf_dir, flatten, load, resolve, save, signature, to_config
+from whet.config import (
+    TARGET,
+    build,
+    check,
+    complete,
+    compose,
+    conf_dir,
+    flatten,
+    load,
+    resolve,
+    save,
+    signature,
+    to_config,
+)
 from whet.data.batching import Batching
 from whet.engine.engine import Engine
 from whet.engine.train import settings
@@ -28,7 +41,7 @@ def test_the_count_of_configs():
     assert len(GROUP_FILES) >= 40
     assert {path.stem for path in COMMAND_FILES} == {"train", "evaluate", "predict", "data", "doctor"}
     groups = {path.parent.name for path in GROUP_FILES}
-    wanted = "task model peft augmentation objective optimizer scheduler engine tracking paths experiment debug".split()
+    wanted = ["task", "model", "peft", "augmentation", "objective", "optimizer", "scheduler", "engine", "tracking", "paths", "experiment", "debug"]
     assert groups == set(wanted)
 
 
@@ -38,7 +51,9 @@ NEEDS = {"model/local": ["model.weights.path=."]}
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_choice_composes_and_binds(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = compose("train", [f"{path.parent.name}={path.stem}", *NEEDS.get(f"{path.parent.name}/{path.stem}", [])])
+    config = compose(
+        "train", [f"{path.parent.name}={path.stem}", *NEEDS.get(f"{path.parent.name}/{path.stem}", [])]
+    )
     check(config, settings)
 
 
@@ -56,7 +71,9 @@ def test_every_command_binds(command, given_keys):
     import importlib
 
     module = importlib.import_module(f"whet.cli.{command}")
-    entry = {"evaluate": "evaluate", "predict": "predict", "data": "describe_data", "doctor": "examine"}[command]
+    entry = {"evaluate": "evaluate", "predict": "predict", "data": "describe_data", "doctor": "examine"}[
+        command
+    ]
     check(compose(command, given_keys), getattr(module, entry))
 
 
@@ -126,7 +143,10 @@ def test_complete_keeps_what_is_stated():
 
 
 def test_complete_leaves_a_bad_target_for_check():
-    assert complete({TARGET: "whet.optimizer.nothing.adamw", "lr": 1}) == {TARGET: "whet.optimizer.nothing.adamw", "lr": 1}
+    assert complete({TARGET: "whet.optimizer.nothing.adamw", "lr": 1}) == {
+        TARGET: "whet.optimizer.nothing.adamw",
+        "lr": 1,
+    }
 
 
 def test_to_config_round_trips_components():
@@ -165,13 +185,21 @@ BAD = {
     "task.labels=[a,a]": ("task.labels", "a", "differ"),
     "task.split.test=1.5": ("task.split.test", "1.5", "less than or equal to 1"),
     "task.data=5": ("task.data", "5", TARGET),
-    "task.data._target_=whet.data.filez.Files": ("task.data._target_", "whet.data.filez.Files", "did you mean files"),
+    "task.data._target_=whet.data.filez.Files": (
+        "task.data._target_",
+        "whet.data.filez.Files",
+        "did you mean files",
+    ),
     "task.data._target_=whet.model.tiny.TinyWeights": ("task.data._target_", "TinyWeights", "Source"),
     "optimizer._target_=whet.peft.lora.lora": ("optimizer._target_", "whet.peft.lora.lora", "whet.optimizer"),
     "optimizer._target_=os.system": ("optimizer._target_", "os.system", "not allowed"),
     "optimizer._target_=whet.config.build": ("optimizer._target_", "whet.config.build", "not allowed"),
     "model._target_=subprocess.Popen": ("model._target_", "subprocess.Popen", "not allowed"),
-    "engine._target_=whet.engine.run.subprocess.run": ("engine._target_", "whet.engine.run.subprocess.run", ""),
+    "engine._target_=whet.engine.run.subprocess.run": (
+        "engine._target_",
+        "whet.engine.run.subprocess.run",
+        "",
+    ),
 }
 
 
@@ -194,7 +222,9 @@ def test_missing_value_is_named():
 
 
 def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
-    (tmp_path / "my_objectives.py").write_text("def mine(forward, batch, *, scale: float = 1.0):\n    return scale\n")
+    (tmp_path / "my_objectives.py").write_text(
+        "def mine(forward, batch, *, scale: float = 1.0):\n    return scale\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     override = ["objective._target_=my_objectives.mine", "+objective.scale=2.0"]
     with pytest.raises(ConfigError, match="not allowed"):
@@ -206,7 +236,9 @@ def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-12, max_value=1e12))
 def test_any_positive_rate_is_taken_exactly(lr):
-    bound = build({"optimizer": {TARGET: "whet.optimizer.sgd.sgd", "lr": lr}}, _optimizer).keywords["optimizer"]
+    bound = build({"optimizer": {TARGET: "whet.optimizer.sgd.sgd", "lr": lr}}, _optimizer).keywords[
+        "optimizer"
+    ]
     assert bound.keywords["lr"] == lr
 
 
@@ -231,7 +263,10 @@ def write(path: Path, text: str) -> None:
 
 def test_a_conf_folder_here_adds_and_overrides(tmp_path, monkeypatch):
     write(tmp_path / "conf/optimizer/mine.yaml", "# mine\n_target_: whet.optimizer.sgd.sgd\nlr: 0.5\n")
-    write(tmp_path / "conf/scheduler/linear.yaml", "# mine\n_target_: whet.scheduler.linear.linear\nfinal: 0.25\n")
+    write(
+        tmp_path / "conf/scheduler/linear.yaml",
+        "# mine\n_target_: whet.scheduler.linear.linear\nfinal: 0.25\n",
+    )
     monkeypatch.chdir(tmp_path)
     config = compose("train", ["optimizer=mine", "optimizer.nesterov=true"])
     assert config["optimizer"]["lr"] == 0.5
@@ -277,16 +312,28 @@ def test_flatten_covers_every_leaf():
 
 def test_secrets_are_masked(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
-    hidden = {"api_key": "x", "hub": {"token": "y", "url": "postgresql://me:pw@host/db"}, "note": "key 0123456789abcdef"}
+    hidden = {
+        "api_key": "x",
+        "hub": {"token": "y", "url": "postgresql://me:pw@host/db"},
+        "note": "key 0123456789abcdef",
+    }
     shown = mask(hidden)
     assert shown["api_key"] == shown["hub"]["token"] == MASK
     assert shown["hub"]["url"] == f"postgresql://me:{MASK}@host/db"
     assert "0123456789abcdef" not in str(shown)
     save(hidden, tmp_path / "c.yaml")
     assert "pw@" not in (tmp_path / "c.yaml").read_text()
-    assert mask_text("tracking.sinks.wandb.api_key=abc seed=1") == f"tracking.sinks.wandb.api_key={MASK} seed=1"
+    assert (
+        mask_text("tracking.sinks.wandb.api_key=abc seed=1") == f"tracking.sinks.wandb.api_key={MASK} seed=1"
+    )
 
 
 def test_ordinary_values_stay():
-    ordinary = {"tokens": 16384, "tokenizer": "bert", "batch_tokens": 5, "url": "https://host/path", "lr": 1e-3}
+    ordinary = {
+        "tokens": 16384,
+        "tokenizer": "bert",
+        "batch_tokens": 5,
+        "url": "https://host/path",
+        "lr": 1e-3,
+    }
     assert mask(ordinary) == ordinary

@@ -25,7 +25,9 @@ def test_what_can_be_read(text, value, unit):
     assert Duration.parse(text) == Duration(value, unit)
 
 
-@pytest.mark.parametrize("text", ["3", "-1ep", "1.5", "ep", "3 epochs", "1e3st", "", None, True, [3], "nan", -0.1, "-0.1"])
+@pytest.mark.parametrize(
+    "text", ["3", "-1ep", "1.5", "ep", "3 epochs", "1e3st", "", None, True, [3], "nan", -0.1, "-0.1"]
+)
 def test_the_rest_says_what_to_write(text):
     with pytest.raises(ValueError, match="500st.*3ep.*share"):
         Duration.parse(text)

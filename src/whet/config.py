@@ -92,7 +92,9 @@ def resolve(target: object, key: str = TARGET) -> Method:
     name = str(target)
     module_name, _, attribute = name.rpartition(".")
     if not _allowed(module_name) or attribute.startswith("_"):
-        raise ConfigError(key, "not allowed: a target is a public callable of whet.<group> " + _extra_hint(), name)
+        raise ConfigError(
+            key, "not allowed: a target is a public callable of whet.<group> " + _extra_hint(), name
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -118,7 +120,9 @@ def _extra_hint() -> str:
 
 
 def _public(module: types.ModuleType) -> list[str]:
-    return [n for n, v in vars(module).items() if callable(v) and v.__module__ == module.__name__ and n[0] != "_"]
+    return [
+        n for n, v in vars(module).items() if callable(v) and v.__module__ == module.__name__ and n[0] != "_"
+    ]
 
 
 def _near_module(module_name: str) -> str:
@@ -181,8 +185,8 @@ def _default(target: Method, name: str, parameter: inspect.Parameter) -> Any:
 
 def to_config(value: Any) -> Any:
     """A value as it would stand in YAML."""
-    if dataclasses.is_dataclass(value) and isinstance(value, Component):
-        fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Component):
+        fields = {name: to_config(getattr(value, name)) for name in signature(type(value))}
         return {TARGET: f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(key): to_config(item) for key, item in value.items()}
@@ -262,7 +266,9 @@ def _part(node: Mapping[str, Any], annotation: Any, key: str) -> Any:
 
 def _in_group(target: Method, group: str, key: str) -> None:
     if target.__module__.split(".")[1] != group:
-        raise ConfigError(key, f"a {group} is built by whet.{group}.…", f"{target.__module__}.{target.__name__}")
+        raise ConfigError(
+            key, f"a {group} is built by whet.{group}.…", f"{target.__module__}.{target.__name__}"
+        )
 
 
 def _fits(target: Method, annotation: Any, key: str) -> None:

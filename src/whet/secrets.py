@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-_KEY = re.compile(r"(^|[_.-])(api_?key|token|secret|password|passwd|credentials?|private_?key)$", re.IGNORECASE)
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/\s:@]*):(?P<password>[^/\s@]+)@", re.IGNORECASE)
-_NAMED = re.compile(r"(?P<key>[\w.-]*(?:api_?key|token|secret|password))(?P<eq>=|: )(?P<value>[^\s,;&]+)", re.IGNORECASE)
+_KEY = re.compile(
+    r"(^|[_.-])(api_?key|token|secret|password|passwd|credentials?|private_?key)$", re.IGNORECASE
+)
+_URL = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/\s:@]*):(?P<password>[^/\s@]+)@", re.IGNORECASE
+)
+_NAMED = re.compile(
+    r"(?P<key>[\w.-]*(?:api_?key|token|secret|password))(?P<eq>=|: )(?P<value>[^\s,;&]+)", re.IGNORECASE
+)
 
 
 def is_secret(key: str) -> bool:

@@ -82,15 +82,21 @@ def test_completion(line, some, none):
 
 def test_completion_in_a_real_bash(workplace):
     """Source the script, fill bash's completion variables, call the function, read COMPREPLY."""
-    whet_command = f"whet() {{ {sys.executable} -m whet \"$@\"; }}\n"
-    for line, expected in (("whet train task=mi", "mine"), ("whet train sched", "scheduler="), ("whet eva", "evaluate")):
+    whet_command = f'whet() {{ {sys.executable} -m whet "$@"; }}\n'
+    for line, expected in (
+        ("whet train task=mi", "mine"),
+        ("whet train sched", "scheduler="),
+        ("whet eva", "evaluate"),
+    ):
         words = line.split()
         script = (
             f"{whet_command}{BASH}\nCOMP_WORDBREAKS=$' \\t\\n=:'\nCOMP_LINE='{line}'\nCOMP_POINT={len(line)}\n"
             f"COMP_WORDS=({' '.join(words)})\nCOMP_CWORD={len(words) - 1}\n_whet_completion\n"
             "printf '%s|' \"${COMPREPLY[@]}\""
         )
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=workplace)
+        done = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, check=True, cwd=workplace
+        )
         assert expected in [item.strip() for item in done.stdout.split("|")], (line, done.stdout, done.stderr)
 
 
@@ -123,9 +129,26 @@ def test_data_settings_change_what_is_shown(workplace, capsys):
 
 
 def test_data_counts_duplicates_leaks_and_contradictions(workplace, capsys):
-    lines = ["text,label", "same,a", "same,a", "Same!,a", "other,a", "other,b", ",a", "blank,", *[f"t{i},b" for i in range(20)]]
+    lines = [
+        "text,label",
+        "same,a",
+        "same,a",
+        "Same!,a",
+        "other,a",
+        "other,b",
+        ",a",
+        "blank,",
+        *[f"t{i},b" for i in range(20)],
+    ]
     (workplace / "odd.csv").write_text("\n".join(lines) + "\n")
-    keys = ["task=mine", "task.data.path=odd.csv", "task.text=text", "task.label=label", "model=tiny", "output=odd.json"]
+    keys = [
+        "task=mine",
+        "task.data.path=odd.csv",
+        "task.text=text",
+        "task.label=label",
+        "model=tiny",
+        "output=odd.json",
+    ]
     assert main(["data", *keys]) == 0
     told = json.loads((workplace / "odd.json").read_text())["findings"]
     counts = {kind: found["count"] for kind, found in told["all"].items() if isinstance(found, dict)}

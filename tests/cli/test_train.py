@@ -63,7 +63,9 @@ def test_metrics_agree_everywhere(finished):
     """metrics.jsonl, predictions and report tell the same numbers, recomputed here."""
     predictions = Predictions.load(finished / "predictions" / "test.npz")
     accuracy = float((predictions.logits.argmax(1) == predictions.labels).mean())
-    assert json.loads((finished / "report" / "test.json").read_text())["metrics"]["accuracy"] == pytest.approx(accuracy)
+    assert json.loads((finished / "report" / "test.json").read_text())["metrics"][
+        "accuracy"
+    ] == pytest.approx(accuracy)
     record = json.loads((finished / "run.json").read_text())
     assert record["metrics"]["test/accuracy"] == pytest.approx(accuracy)
     logged = read_metrics(finished / "metrics.jsonl")
@@ -160,7 +162,9 @@ def test_methods_train_save_and_predict(workplace, quick, method, capsys):
 
 
 def test_overfit_reaches_zero_loss(workplace, quick):
-    assert main(["train", *quick, "debug=overfit", "optimizer.lr=3e-3", "name=o", "engine.patience=null"]) == 0
+    assert (
+        main(["train", *quick, "debug=overfit", "optimizer.lr=3e-3", "name=o", "engine.patience=null"]) == 0
+    )
     record = json.loads((workplace / "outputs" / "runs" / "o" / "run.json").read_text())
     assert record["metrics"]["test/accuracy"] == 1.0
     assert record["metrics"]["test/loss"] < 0.05
@@ -182,11 +186,19 @@ def test_settings_of_the_engine_change_the_outcome(workplace, quick):
     """Early stopping, evaluation rhythm and updates counted from metrics.jsonl."""
     keys = ["tracking=local", "optimizer.lr=1e-12", "engine.duration=12ep"]
     assert main(["train", *quick, *keys, "engine.patience=2", "name=stops"]) == 0
-    assert main(["train", *quick, *keys, "engine.patience=null", "engine.evaluate_every=0.25", "name=goes"]) == 0
-    stops, goes = (json.loads((workplace / "outputs/runs" / n / "run.json").read_text()) for n in ("stops", "goes"))
+    assert (
+        main(["train", *quick, *keys, "engine.patience=null", "engine.evaluate_every=0.25", "name=goes"]) == 0
+    )
+    stops, goes = (
+        json.loads((workplace / "outputs/runs" / n / "run.json").read_text()) for n in ("stops", "goes")
+    )
     assert (stops["steps"], goes["steps"]) == (6, 24)
     assert stops["best"]["stopped"].startswith("validation/accuracy has not improved")
-    evaluated = [m["step"] for m in read_metrics(workplace / "outputs/runs/goes/metrics.jsonl") if "validation/loss" in m]
+    evaluated = [
+        m["step"]
+        for m in read_metrics(workplace / "outputs/runs/goes/metrics.jsonl")
+        if "validation/loss" in m
+    ]
     assert evaluated == [6, 12, 18, 24]
 
 
@@ -211,7 +223,8 @@ def test_multirun_prints_a_table_of_trained_parameters(workplace, quick, capsys)
     shown = capsys.readouterr().out
     folder = next((workplace / "outputs" / "multirun").iterdir())
     counts = [
-        json.loads((folder / f"{job:04d}" / "run.json").read_text())["trainable"]["trained_parameters"] for job in range(4)
+        json.loads((folder / f"{job:04d}" / "run.json").read_text())["trainable"]["trained_parameters"]
+        for job in range(4)
     ]
     assert len(set(counts)) == 4
     for method, count in zip(("none", "lora", "top_layers", "bitfit"), counts, strict=True):
@@ -236,7 +249,9 @@ def test_launchers(workplace, quick, launcher, capsys):
 def test_eight_at_once_have_eight_folders(workplace, quick):
     command = [sys.executable, "-m", "whet", "train", *quick, "+debug=fast"]
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=False), range(8)))
+        done = list(
+            pool.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=False), range(8))
+        )
     assert [item.returncode for item in done] == [0] * 8, done[0].stderr
     folders = list((workplace / "outputs" / "runs").iterdir())
     assert len(folders) == 8
@@ -304,7 +319,16 @@ def test_interrupt_is_recorded(workplace, quick):
     import signal
     import time
 
-    command = [sys.executable, "-m", "whet", "train", *quick, "engine.duration=5000ep", "name=long", "engine.patience=null"]
+    command = [
+        sys.executable,
+        "-m",
+        "whet",
+        "train",
+        *quick,
+        "engine.duration=5000ep",
+        "name=long",
+        "engine.patience=null",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     record = workplace / "outputs" / "runs" / "long" / "run.json"
     for _ in range(300):

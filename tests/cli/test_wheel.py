@@ -39,7 +39,9 @@ def whet(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProce
         "from whet.cli.main import main; import whet; "
         f"assert whet.__file__.startswith({str(site)!r}), whet.__file__; sys.exit(main({list(arguments)!r}))"
     )
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_wheel_carries_conf_and_sweeps(wheel):

@@ -6,8 +6,6 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoModelForMaskedLM
-
 from tests.model.architectures import (
     ARCHITECTURES,
     HEAD,
@@ -23,6 +21,8 @@ from tests.model.architectures import (
     train,
     true_depth,
 )
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
 from whet.engine import artifact
 from whet.engine.checkpoint import Checkpoints, is_complete, load_tensors, save_tensors, tensors_of
 from whet.errors import ModelError, RunError

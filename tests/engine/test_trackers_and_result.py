@@ -36,7 +36,10 @@ def test_wandb_leaves_the_result_identical(workplace, quick, plain, monkeypatch,
 
     if fault is not None:
         monkeypatch.setattr(wandb, "init", fault)
-    keys = ["tracking=default", "tracking.sinks.wandb.patience=1.0" if fault else "tracking.sinks.wandb.patience=30.0"]
+    keys = [
+        "tracking=default",
+        "tracking.sinks.wandb.patience=1.0" if fault else "tracking.sinks.wandb.patience=30.0",
+    ]
     start = time.perf_counter()
     assert main(["train", *quick, *keys, "name=watched"]) == 0
     spent = time.perf_counter() - start
@@ -62,7 +65,12 @@ def test_log_every_thins_the_log(workplace, quick):
 
     counts = []
     for every in (1, 3):
-        keys = ["tracking=local", f"tracking.log_every={every}", "engine.duration=6st", "engine.evaluate_every=1.0"]
+        keys = [
+            "tracking=local",
+            f"tracking.log_every={every}",
+            "engine.duration=6st",
+            "engine.evaluate_every=1.0",
+        ]
         assert main(["train", *quick, *keys, f"name=n{every}"]) == 0
         lines = read_metrics(workplace / "outputs" / "runs" / f"n{every}" / "metrics.jsonl")
         counts.append(sum("train/loss" in line for line in lines))

@@ -70,7 +70,7 @@ def _run(command: str, function: Callable[[DictConfig], Any], arguments: list[st
     kept = sys.argv
     sys.argv = [f"whet {command}", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(function)()  # type: ignore
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(function)()
     finally:
         sys.argv = kept
 

@@ -72,10 +72,15 @@ def _overrides(command: str, line: str) -> list[str]:
     from whet.config import conf_dir
 
     GlobalHydra.instance().clear()
-    with contextlib.redirect_stdout(io.StringIO()), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
         loader: Any = GlobalHydra.instance().config_loader()
         try:
             found = DefaultCompletionPlugin(loader)._query(command, line)
         except HydraException:  # an earlier word is wrong: nothing to offer
             return []
-    return [item if item.endswith(("=", ".", "/")) else f"{item} " for item in found if "_target_" not in item]
+    return [
+        item if item.endswith(("=", ".", "/")) else f"{item} " for item in found if "_target_" not in item
+    ]

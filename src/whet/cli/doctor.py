@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from whet.cli.app import launch, listen
@@ -35,7 +35,9 @@ def run(composed: DictConfig) -> list[dict[str, str]]:
     return findings
 
 
-def examine(*, timeout: PositiveFloat = 5.0, json: bool = False, paths: Paths, debug: Debug) -> list[dict[str, str]]:
+def examine(
+    *, timeout: PositiveFloat = 5.0, json: bool = False, paths: Paths, debug: Debug
+) -> list[dict[str, str]]:
     """Look at versions, devices, hub, W&B and disk, and print what was found."""
     findings = [*_versions(), *_devices(), _hub(timeout), _wandb(), *_disk(paths)]
     print(_as_json(findings) if json else "\n".join(_line(item) for item in findings))
@@ -73,7 +75,13 @@ def _devices() -> list[dict[str, str]]:
     facts = hardware()
     device = pick_device("auto")
     rows = [_finding("good", "device", f"{device} (autocast: {Amp.of('auto', device).name})")]
-    rows.append(_finding("good", "processor", f"{facts['cores']} cores, {facts['threads']} torch threads, {facts['memory_gb']} GB"))
+    rows.append(
+        _finding(
+            "good",
+            "processor",
+            f"{facts['cores']} cores, {facts['threads']} torch threads, {facts['memory_gb']} GB",
+        )
+    )
     rows += [_finding("good", "gpu", name) for name in facts["gpus"]]
     if torch.get_num_threads() > int(facts["cores"]):
         rows.append(_finding("note", "threads", "more torch threads than cores: set engine.threads"))
@@ -86,12 +94,18 @@ def _hub(timeout: float) -> dict[str, str]:
     place = urlsplit(constants.ENDPOINT)
     port = place.port or (443 if place.scheme == "https" else 80)
     if constants.HF_HUB_OFFLINE:
-        return _finding("note", "hub", "HF_HUB_OFFLINE is set: only cached snapshots and model.weights.path work")
+        return _finding(
+            "note", "hub", "HF_HUB_OFFLINE is set: only cached snapshots and model.weights.path work"
+        )
     try:
         with contextlib.closing(socket.create_connection((str(place.hostname), port), timeout)):
             return _finding("good", "hub", f"{place.hostname} answers")
     except OSError as error:
-        return _finding("note", "hub", f"{place.hostname} can't be reached ({error}): use models from wheels or model.weights.path")
+        return _finding(
+            "note",
+            "hub",
+            f"{place.hostname} can't be reached ({error}): use models from wheels or model.weights.path",
+        )
 
 
 def _wandb() -> dict[str, str]:
@@ -101,7 +115,9 @@ def _wandb() -> dict[str, str]:
 
     if logged_in(wandb.Settings()):
         return _finding("good", "wandb login", "yes: runs go online")
-    return _finding("note", "wandb login", "no: runs are kept offline in their folder (wandb login; wandb sync later)")
+    return _finding(
+        "note", "wandb login", "no: runs are kept offline in their folder (wandb login; wandb sync later)"
+    )
 
 
 def _disk(paths: Paths) -> list[dict[str, str]]:
@@ -111,6 +127,8 @@ def _disk(paths: Paths) -> list[dict[str, str]]:
     for what, folder in (("cache", paths.cached("")), ("output", paths.outputs())):
         existing = next(place for place in (folder, *Path(folder).parents) if place.is_dir())
         free = shutil.disk_usage(existing).free / 1e9
-        rows.append(_finding("good" if free >= LEAST_FREE_GB else "bad", what, f"{folder} ({free:.1f} GB free)"))
+        rows.append(
+            _finding("good" if free >= LEAST_FREE_GB else "bad", what, f"{folder} ({free:.1f} GB free)")
+        )
     rows.append(_finding("good", "python", sys.executable))
     return rows

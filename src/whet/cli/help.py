@@ -42,7 +42,9 @@ def command_help(command: str, arguments: list[str] | None = None) -> str:
     title, defaults, settings = _read(command)
     named = [item.lstrip("+").split("=")[0] for item in arguments or [] if not item.startswith("-")]
     if any(name in defaults for name in named):
-        return "\n\n".join(explain_choice(command, item.lstrip("+")) for item in arguments or [] if not item.startswith("-"))
+        return "\n\n".join(
+            explain_choice(command, item.lstrip("+")) for item in arguments or [] if not item.startswith("-")
+        )
     lines = [title, "", f"usage: whet {command} [group=choice …] [key=value …] [options]"]
     groups = {group: choice for group, choice in defaults.items() if "/" not in group}
     if groups:
@@ -80,7 +82,7 @@ def _read(command: str) -> tuple[str, dict[str, str], list[str]]:
 
 
 def explain_choice(command: str, argument: str) -> str:
-    """What a group's choice is and what each of its settings means: `optimizer=sgd`, or `optimizer` for the default."""
+    """What a choice is and what its settings mean: `optimizer=sgd`, or `optimizer` for the default choice."""
     from whet.config import TARGET, compose, resolve
 
     group, _, name = argument.partition("=")
@@ -89,7 +91,11 @@ def explain_choice(command: str, argument: str) -> str:
         return f"{argument}: a preset; show it with whet {command} {argument} --cfg job"
     target = resolve(config[TARGET])
     documented = docs(target)
-    lines = [argument, textwrap.indent(textwrap.dedent((target.__doc__ or "").split("Args:")[0]).strip(), "  "), ""]
+    lines = [
+        argument,
+        textwrap.indent(textwrap.dedent((target.__doc__ or "").split("Args:")[0]).strip(), "  "),
+        "",
+    ]
     for key, value in config.items():
         if key != TARGET:
             lines += _explained(f"{group}.{key}", value, documented.get(key, ""))
@@ -97,8 +103,19 @@ def explain_choice(command: str, argument: str) -> str:
 
 
 def _explained(key: str, value: Any, text: str) -> list[str]:
-    shown = "…" if isinstance(value, dict) and value else "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return [f"  {key}={shown}", *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")]
+    shown = (
+        "…"
+        if isinstance(value, dict) and value
+        else "null"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
+    return [
+        f"  {key}={shown}",
+        *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      "),
+    ]
 
 
 def docs(target: Any) -> dict[str, str]:
@@ -106,7 +123,9 @@ def docs(target: Any) -> dict[str, str]:
     import inspect
 
     if inspect.isclass(target):
-        return {key: text for base in reversed(target.__mro__[:-1]) for key, text in _field_docs(base).items()}
+        return {
+            key: text for base in reversed(target.__mro__[:-1]) for key, text in _field_docs(base).items()
+        }
     found: dict[str, str] = {}
     name = ""
     for line in (inspect.getdoc(target) or "").partition("Args:\n")[2].splitlines():
@@ -145,7 +164,9 @@ def _groups(defaults: dict[str, str]) -> list[str]:
     for group, default in defaults.items():
         lines.append(f"  {group}")
         for name, title in choices(group, default):
-            lines += textwrap.wrap(f"{name:<24} {title}", 108, initial_indent="    ", subsequent_indent=" " * 29)
+            lines += textwrap.wrap(
+                f"{name:<24} {title}", 108, initial_indent="    ", subsequent_indent=" " * 29
+            )
     return lines
 
 

@@ -31,7 +31,9 @@ class Multirun(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from whet.engine.run import new_folder, stamp
 
-        given = [str(item) for item in config.hydra.overrides.hydra if str(item).startswith("hydra.sweep.dir=")]
+        given = [
+            str(item) for item in config.hydra.overrides.hydra if str(item).startswith("hydra.sweep.dir=")
+        ]
         if given:
             _current.folder = Path(str(config.hydra.sweep.dir)).absolute()
             return
@@ -109,12 +111,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Aligned columns; a metric that one job lacks stays blank."""
     columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
     last = [name for name in ("overrides", "reason") if name in columns]
-    columns = [name for name in columns if name not in last and any(row.get(name) is not None for row in rows)]
+    columns = [
+        name for name in columns if name not in last and any(row.get(name) is not None for row in rows)
+    ]
     columns += [name for name in last if any(row.get(name) for row in rows)]
     shown = [[_cell(row.get(name)) for name in columns] for row in rows]
     widths = [max(len(name), *(len(line[place]) for line in shown)) for place, name in enumerate(columns)]
     lines = [columns, ["-" * width for width in widths], *shown]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def _cell(value: Any) -> str:

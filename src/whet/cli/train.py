@@ -83,7 +83,9 @@ def where(outcome: Any) -> str:
     """Where everything is, and what to do next."""
     folder = outcome.folder
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    tensorboard = f"  dashboard     tensorboard --logdir {shown}\n" if (folder / "tensorboard").is_dir() else ""
+    tensorboard = (
+        f"  dashboard     tensorboard --logdir {shown}\n" if (folder / "tensorboard").is_dir() else ""
+    )
     return (
         f"\nrun folder      {shown}\n"
         f"  model         {shown}/model\n"

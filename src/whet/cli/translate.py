@@ -73,8 +73,14 @@ def _unknown_key(key: str, arguments: list[str], command: str) -> ConfigError:
     """The nearest key beside the unknown one, from the config composed without it."""
     from whet.config import compose
 
-    value = next((item.partition("=")[2] for item in arguments if item.lstrip("+~").startswith(f"{key}=")), "")
-    others = [item for item in arguments if "=" in item and not item.startswith("-") and not item.lstrip("+~").startswith(f"{key}=")]
+    value = next(
+        (item.partition("=")[2] for item in arguments if item.lstrip("+~").startswith(f"{key}=")), ""
+    )
+    others = [
+        item
+        for item in arguments
+        if "=" in item and not item.startswith("-") and not item.lstrip("+~").startswith(f"{key}=")
+    ]
     try:
         node: Any = compose(command, others)
     except Exception as error:  # noqa: BLE001 (another override is wrong too: tell that one)
@@ -95,4 +101,8 @@ def _near(node: Any, key: str) -> str:
 def file_hint(path: Path) -> str:
     """Names near a path that isn't there."""
     folder = path.parent
-    return nearest(path.name, [item.name for item in folder.iterdir()]) if folder.is_dir() else f"no folder {folder}"
+    return (
+        nearest(path.name, [item.name for item in folder.iterdir()])
+        if folder.is_dir()
+        else f"no folder {folder}"
+    )

@@ -23,4 +23,6 @@ class Table:
 
     def take(self, rows: Sequence[int]) -> Table:
         """The given rows, in the given order."""
-        return Table([self.ids[r] for r in rows], [self.texts[r] for r in rows], [self.labels[r] for r in rows])
+        return Table(
+            [self.ids[r] for r in rows], [self.texts[r] for r in rows], [self.labels[r] for r in rows]
+        )

@@ -37,7 +37,7 @@ def seed_everything(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from it)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
@@ -54,7 +54,9 @@ class Prepared:
         return {name: texts_hash(examples.texts) for name, examples in self.corpus.splits.items()}
 
 
-def prepare(task: Task, corpus: Corpus, loaded: Loaded, augmentation: Any, paths: Paths, seed: int) -> Prepared:
+def prepare(
+    task: Task, corpus: Corpus, loaded: Loaded, augmentation: Any, paths: Paths, seed: int
+) -> Prepared:
     """Augment the training rows, tokenise every split.
 
     Raises:
@@ -71,7 +73,8 @@ def prepare(task: Task, corpus: Corpus, loaded: Loaded, augmentation: Any, paths
     limit = max_length(task, loaded)
     room = paths.cached("tokens")
     tokens = {
-        name: tokenize(examples.texts, loaded.tokenizer, limit, source, room) for name, examples in corpus.splits.items()
+        name: tokenize(examples.texts, loaded.tokenizer, limit, source, room)
+        for name, examples in corpus.splits.items()
     }
     return Prepared(corpus, tokens, task.criterion(corpus.splits["train"].labels, corpus.label_names))
 
@@ -82,12 +85,22 @@ def max_length(task: Task, loaded: Loaded) -> int:
     pad = loaded.model.config.pad_token_id or 0
     usable = positions - pad - 1 if loaded.model.config.model_type in _OFFSET_POSITIONS else positions
     if 0 < usable < task.max_length:
-        log.warning("task.max_length=%d: the model has %d positions; texts are cut there", task.max_length, usable)
+        log.warning(
+            "task.max_length=%d: the model has %d positions; texts are cut there", task.max_length, usable
+        )
         return int(usable)
     return task.max_length
 
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "data2vec-text")
+_OFFSET_POSITIONS = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "xlm-roberta-xl",
+    "data2vec-text",
+)
 """Architectures whose position ids start after the padding id."""
 
 
@@ -156,4 +169,8 @@ def describe_trained(model: nn.Module, new: frozenset[str]) -> tuple[str, dict[s
     if new:
         lines.append(f"newly initialised (always trained and saved): {', '.join(sorted(new))}")
     table = "\n".join(lines)
-    return table, {"parameters": total, "trained_parameters": trained, "trained_tensors": len(trained_names(model))}
+    return table, {
+        "parameters": total,
+        "trained_parameters": trained,
+        "trained_tensors": len(trained_names(model)),
+    }

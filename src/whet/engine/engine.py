@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from whet.config import Component
 from whet.data.batching import Batching
+from whet.engine.precision import Precision
 from whet.errors import ConfigError
 from whet.types import Duration, NonNegativeFloat, PositiveFloat, PositiveInt
-from whet.engine.precision import Precision
 
 if TYPE_CHECKING:
     from whet.engine.callbacks import Callback, State

@@ -22,6 +22,7 @@ from whet.errors import DataError, RunError, nearest
 
 if TYPE_CHECKING:
     from whet.paths import Paths
+    from whet.task.base import Corpus
 
 
 @dataclass
@@ -46,12 +47,16 @@ class Finished:
         return Evaluator(task, names, task.criterion(examples.labels, names), collator, examples, self.amp)
 
     def _collator(self, texts: list[tuple[str, ...]], labels: NDArray[Any]) -> Collator:
-        limit = min(self.trained.task.max_length, int(self.record.get("max_length") or self.trained.task.max_length))
+        limit = min(
+            self.trained.task.max_length, int(self.record.get("max_length") or self.trained.task.max_length)
+        )
         tokens = encode(texts, self.trained.tokenizer, limit)
         return Collator.of(tokens, labels, self.trained.tokenizer, self.engine.batching)
 
 
-def open_run(folder: Path, paths: Paths, device: str = "auto", precision: Precision | None = None) -> Finished:
+def open_run(
+    folder: Path, paths: Paths, device: str = "auto", precision: Precision | None = None
+) -> Finished:
     """Load the best model of a run.
 
     Args:
@@ -65,7 +70,9 @@ def open_run(folder: Path, paths: Paths, device: str = "auto", precision: Precis
     """
     record, config = read_record(folder), load(folder / "config.yaml")
     if not (folder / "model" / artifact.CARD).is_file():
-        raise RunError(f"run={folder}: it has no model (status: {record.get('status')}, {record.get('reason') or 'no reason'})")
+        raise RunError(
+            f"run={folder}: it has no model ({record.get('status')}: {record.get('reason') or 'no reason'})"
+        )
     trained = artifact.load(folder / "model", paths)
     engine = build({"engine": config["engine"]}, _engine).keywords["engine"]  # type: ignore[attr-defined]
     place = pick_device(device)
@@ -82,7 +89,7 @@ def split_of(run: Finished, split: str, paths: Paths) -> Examples:
     """
     corpus = run.trained.task.load(paths)
     debug = build({"debug": run.config["debug"]}, _debug).keywords["debug"]  # type: ignore[attr-defined]
-    corpus = debug.cut(corpus, int(run.config["seed"]))
+    corpus: Corpus = debug.cut(corpus, int(run.config["seed"]))
     if split not in corpus.splits:
         raise DataError("split", f"no such split; {nearest(split, corpus.splits)}", split)
     same_labels(corpus.label_names, run)

@@ -23,11 +23,23 @@ from whet.errors import RunError, WhetError, one_line
 from whet.secrets import mask, mask_text
 
 log = logging.getLogger("whet")
-LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy", "hydra-core", "omegaconf", "optuna", "wandb")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "optuna",
+    "wandb",
+)
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Create `parent/name`, or `parent/name-2`, … if it is taken; never shared, however many start at once."""
+    """Create `parent/name`, or `parent/name-2`, … if it is taken; never shared, whoever starts at once."""
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
         folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -79,7 +91,9 @@ class Run:
             both = isinstance(value, dict) and isinstance(old, dict)
             self.record[name] = {**old, **value} if both else value  # type: ignore[dict-item]
         aside = self.folder / f".run.json.{os.getpid()}"
-        aside.write_text(json.dumps(mask(self.record), indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+        aside.write_text(
+            json.dumps(mask(self.record), indent=1, ensure_ascii=False, default=str), encoding="utf-8"
+        )
         aside.replace(self.folder / "run.json")
 
     @contextlib.contextmanager
@@ -107,7 +121,13 @@ class Run:
 
     def _end(self, status: str, reason: str, seconds: float) -> None:
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        self.update(status=status, reason=reason, ended=ended, timings={"total_s": round(seconds, 3)}, memory=peak_memory())
+        self.update(
+            status=status,
+            reason=reason,
+            ended=ended,
+            timings={"total_s": round(seconds, 3)},
+            memory=peak_memory(),
+        )
 
 
 class MaskingFormatter(logging.Formatter):
@@ -140,7 +160,9 @@ def read_record(folder: Path) -> Node:
 
 def config_hash(config: Node) -> str:
     """SHA-256 of the resolved config, without where it is read and written and what it is called."""
-    told = {name: value for name, value in config.items() if name not in ("paths", "name", "tags", "tracking")}
+    told = {
+        name: value for name, value in config.items() if name not in ("paths", "name", "tags", "tracking")
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -156,14 +178,20 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit, branch and whether files are changed, of the current directory's repository; None outside one."""
+    """Commit, branch and whether files changed, of the current directory's repository; None outside one."""
 
     def ask(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "branch": ask("rev-parse", "--abbrev-ref", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        return {
+            "commit": commit,
+            "branch": ask("rev-parse", "--abbrev-ref", "HEAD"),
+            "dirty": bool(ask("status", "--porcelain")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 

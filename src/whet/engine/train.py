@@ -132,18 +132,33 @@ def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None)
     )  # fmt: skip
     table, sizes = describe_trained(ready.model, ready.loaded.new)
     log.info("%s\n%s", describe_data(ready.data, plan), table)
-    run.update(max_length=max_length(parts.task, ready.loaded), trainable=sizes, hashes=_hashes(ready), data=_data_facts(ready, plan.padding()), precision=ready.amp.name)
-    judges = {s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp) for s in ("validation", "test")}
+    run.update(
+        max_length=max_length(parts.task, ready.loaded),
+        trainable=sizes,
+        hashes=_hashes(ready),
+        data=_data_facts(ready, plan.padding()),
+        precision=ready.amp.name,
+    )
+    judges = {
+        s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
+        for s in ("validation", "test")
+    }
     checkpoints = Checkpoints(run.folder / "checkpoints")
     parts.tracking.start(_info(parts, run, config, plan.total, group))
     try:
         started = time.perf_counter()
         callbacks = _callbacks(parts, ready.model, checkpoints, run.folder)
         state = parts.engine.fit(plan, stepper, judges["validation"], callbacks)
-        run.update(timings={"train_s": round(time.perf_counter() - started, 3)}, steps=state.step, best=_best(parts, state))
+        run.update(
+            timings={"train_s": round(time.perf_counter() - started, 3)},
+            steps=state.step,
+            best=_best(parts, state),
+        )
         outcome = _conclude(parts, ready, run, config, state, judges, checkpoints)
     except BaseException as error:
-        parts.tracking.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {"reason": str(error)})
+        parts.tracking.finish(
+            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {"reason": str(error)}
+        )
         raise
     parts.tracking.finish("finished", {**outcome.metrics, **sizes})
     return outcome
@@ -161,7 +176,13 @@ def _callbacks(parts: Parts, model: nn.Module, checkpoints: Checkpoints, folder:
 
 
 def _conclude(
-    parts: Parts, ready: Ready, run: Run, config: Node, state: State, judges: dict[str, Evaluator], checkpoints: Checkpoints
+    parts: Parts,
+    ready: Ready,
+    run: Run,
+    config: Node,
+    state: State,
+    judges: dict[str, Evaluator],
+    checkpoints: Checkpoints,
 ) -> Outcome:
     """Export the best checkpoint, load it back, compare, test."""
     folder = run.folder / "model"
@@ -169,7 +190,10 @@ def _conclude(
     artifact.export(folder, weights, ready.model, ready.loaded, config, ready.data.corpus.label_names)
     best = artifact.load(folder, parts.paths).model.to(ready.amp.device)
     compare_reloaded(best, judges["validation"], state)
-    metrics = {f"validation/{name}": value for name, value in judges["validation"].metrics(_best_predictions(state)).items()}
+    metrics = {
+        f"validation/{name}": value
+        for name, value in judges["validation"].metrics(_best_predictions(state)).items()
+    }
     _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
     tested = judges["test"].predict(best)
     metrics |= {f"test/{name}": value for name, value in judges["test"].metrics(tested).items()}
@@ -187,12 +211,17 @@ def compare_reloaded(model: nn.Module, judge: Evaluator, state: State) -> None:
     """
     import numpy as np
 
-    before, after = _best_predictions(state).logits, logits_of(model, judge.collator, judge.amp, "checking the saved model")
+    before, after = (
+        _best_predictions(state).logits,
+        logits_of(model, judge.collator, judge.amp, "checking the saved model"),
+    )
     if not np.array_equal(before, after, equal_nan=True):
         worst = float(np.abs(before - after).max())
         exact = judge.amp.device.type == "cpu"
         if exact or worst > 1e-2:
-            raise RunError(f"the saved model differs from the trained one (logits by up to {worst:g}); nothing was reported")
+            raise RunError(
+                f"the saved model differs from the trained one (logits by up to {worst:g}): not reported"
+            )
         log.warning("the saved model's logits differ by up to %g (non-deterministic kernels)", worst)
 
 
@@ -213,7 +242,14 @@ def _judge(parts: Parts, run: Run, split: str, predictions: Any, judge: Evaluato
     kind: Any = parts.task.kind
     texts = [" ⏎ ".join(row) for row in judge.examples.texts]
     report = write_report(
-        predictions, kind, probabilities, decisions, metrics, parts.task.directions(), run.folder / "report", texts
+        predictions,
+        kind,
+        probabilities,
+        decisions,
+        metrics,
+        parts.task.directions(),
+        run.folder / "report",
+        texts,
     )
     parts.tracking.report(predictions, list(judge.label_names) or None, metrics)
     return report.text()
@@ -238,7 +274,9 @@ def _info(parts: Parts, run: Run, config: Node, total: int, group: str | None) -
         group=group,
         tags=tuple(parts.tags),
         total_steps=total,
-        directions={f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()},
+        directions={
+            f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()
+        },
     )
 
 
@@ -258,7 +296,12 @@ def _data_facts(ready: Ready, padding: float) -> dict[str, Any]:
 
 
 def _best(parts: Parts, state: State) -> dict[str, Any]:
-    return {"step": state.best_step, "metric": f"validation/{parts.task.primary}", "value": state.best_value, "stopped": state.stopped}
+    return {
+        "step": state.best_step,
+        "metric": f"validation/{parts.task.primary}",
+        "value": state.best_value,
+        "stopped": state.stopped,
+    }
 
 
 def run_name(parts: Parts, config: Node) -> str:
@@ -267,4 +310,3 @@ def run_name(parts: Parts, config: Node) -> str:
 
     method = str(config["peft"]["_target_"]).rpartition(".")[2]
     return parts.name or f"{stamp()}-{parts.task.name}-{parts.model.name}-{method}-s{parts.seed}"
-

@@ -22,7 +22,7 @@ class Predictions:
     logits: NDArray[np.float32]
     """[n, outputs] raw head outputs."""
     labels: NDArray[Any]
-    """[n] int64 classes, [n, outputs] float32 (multi-label) or [n] float32 (regression); empty if unlabelled."""
+    """[n] int64 classes, [n, outputs] float32 (multi-label), [n] float32 (regression)."""
     split: str
     label_names: tuple[str, ...] = ()
     """Class names in logit order; empty for regression."""

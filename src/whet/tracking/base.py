@@ -45,7 +45,9 @@ class Sink(Component, ABC):
         """Numbers that belong to one optimizer update (`step` counts finished updates)."""
 
     @abstractmethod
-    def report(self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]) -> None:
+    def report(
+        self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
+    ) -> None:
         """Final predictions and metrics of one split (`predictions.split`)."""
 
     @abstractmethod
@@ -70,7 +72,9 @@ class Tracking(Component):
         for sink in self.sinks.values():
             sink.log(metrics, step)
 
-    def report(self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]) -> None:
+    def report(
+        self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
+    ) -> None:
         for sink in self.sinks.values():
             sink.report(predictions, label_names, metrics)
 
