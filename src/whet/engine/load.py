@@ -87,9 +87,8 @@ def split_of(run: Finished, split: str, paths: Paths) -> Examples:
     Raises:
         DataError: no such split, or the data's labels aren't the model's.
     """
-    corpus = run.trained.task.load(paths)
     debug = build({"debug": run.config["debug"]}, _debug).keywords["debug"]  # type: ignore[attr-defined]
-    corpus: Corpus = debug.cut(corpus, int(run.config["seed"]))
+    corpus: Corpus = debug.cut(run.trained.task.load(paths), int(run.config["seed"]))
     if split not in corpus.splits:
         raise DataError("split", f"no such split; {nearest(split, corpus.splits)}", split)
     same_labels(corpus.label_names, run)
