@@ -50,7 +50,7 @@ def test_types_only_where_the_tokenizer_names_them(tokenizer):
 
 def test_padding_id_and_type(tokenizer):
     tokenizer.pad_token = "[MASK]"
-    tokenizer.pad_token_type_id = 3
+    tokenizer._pad_token_type_id = 3  # XLNet's
     inputs = batch(tokenizer, [0, 3]).inputs
     out = inputs["attention_mask"][0] == 0
     assert out.any()

@@ -22,10 +22,10 @@ def tokenizer():
 
 
 def plain(tokenizer, parts, limit):
-    """The tokenizer called the usual way, one row at a time."""
-    cut = tokenizer(*parts, truncation=True, max_length=limit)
-    types = tokenizer(*parts, truncation=True, max_length=limit, return_token_type_ids=True)["token_type_ids"]
-    return cut["input_ids"], types, len(tokenizer(*parts)["input_ids"]) > limit
+    """The tokenizer called the usual way, one row at a time (lists: a bare "" as second text counts as none)."""
+    columns = [[part] for part in parts]
+    cut = tokenizer(*columns, truncation=True, max_length=limit, return_token_type_ids=True)
+    return cut["input_ids"][0], cut["token_type_ids"][0], len(tokenizer(*columns)["input_ids"][0]) > limit
 
 
 def rows_of(tokens):

@@ -117,7 +117,8 @@ def get_ready(parts: Parts) -> Ready:
     seed_everything(parts.seed)
     corpus = parts.debug.cut(parts.task.load(parts.paths), parts.seed)
     for line in corpus.findings.lines():
-        log.info("audit: %s", line)
+        if not line.startswith("    "):  # the rows themselves are for `whet data`
+            log.info("audit: %s", line)
     loaded = parts.model.load(parts.task.head(corpus.label_names), parts.paths)
     data = prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed)
     return Ready(data, loaded, apply(parts.peft, loaded), amp)
