@@ -26,7 +26,7 @@ from whet.config import (
 )
 from whet.data.batching import Batching
 from whet.engine.engine import Engine
-from whet.engine.train import settings
+from whet.engine.train import Parts
 from whet.errors import ConfigError, nearest
 from whet.secrets import MASK, mask, mask_text
 from whet.types import Duration
@@ -54,7 +54,7 @@ def test_every_choice_composes_and_binds(path, tmp_path, monkeypatch):
     config = compose(
         "train", [f"{path.parent.name}={path.stem}", *NEEDS.get(f"{path.parent.name}/{path.stem}", [])]
     )
-    check(config, settings)
+    check(config, Parts)
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -207,7 +207,7 @@ BAD = {
 def test_bad_values_name_key_value_and_what_is_right(override):
     key, value, hint = BAD[override]
     with pytest.raises(ConfigError) as caught:
-        check(compose("train", [override]), settings)
+        check(compose("train", [override]), Parts)
     text = str(caught.value)
     assert text.startswith(f"{key}=")
     assert value in text
@@ -216,9 +216,14 @@ def test_bad_values_name_key_value_and_what_is_right(override):
     assert caught.value.exit_code == 2
 
 
+def test_numbers_serve_as_names():
+    parts = build(compose("train", ["task.labels=[1,2]", "name=7", "++task.label_names={0:1}"]), Parts).keywords
+    assert (parts["task"].labels, parts["name"], parts["task"].label_names["0"]) == (["1", "2"], "7", "1")
+
+
 def test_missing_value_is_named():
     with pytest.raises(ConfigError, match=r"model\.weights\.path: must be given"):
-        check(compose("train", ["model=local"]), settings)
+        check(compose("train", ["model=local"]), Parts)
 
 
 def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
@@ -228,9 +233,9 @@ def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     override = ["objective._target_=my_objectives.mine", "+objective.scale=2.0"]
     with pytest.raises(ConfigError, match="not allowed"):
-        check(compose("train", override), settings)
+        check(compose("train", override), Parts)
     monkeypatch.setenv("WHET_TARGETS", "my_objectives")
-    bound = build(compose("train", override), settings).keywords["objective"]
+    bound = build(compose("train", override), Parts).keywords["objective"]
     assert bound(None, None) == 2.0
 
 

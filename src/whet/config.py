@@ -320,7 +320,20 @@ def _plain(value: Any, annotation: Any, key: str) -> Any:
     try:
         return _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise ConfigError(key, _reason(error, value, annotation), value) from None
+        failed = error
+    try:  # `labels: [1, 2]`: numbers where names belong
+        return _adapter(annotation).validate_json(json.dumps(_named(value)), strict=True)
+    except ValidationError:
+        raise ConfigError(key, _reason(failed, value, annotation), value) from None
+
+
+def _named(value: Any) -> Any:
+    """Numbers as text, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _named(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _reason(error: Any, value: Any, annotation: Any) -> str:

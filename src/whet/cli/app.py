@@ -59,7 +59,7 @@ def normal(argument: str) -> str:
 
 
 def _is_multirun(arguments: list[str]) -> bool:
-    return "-m" in arguments or "--multirun" in arguments
+    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
 
 
 def _run(command: str, function: Callable[[DictConfig], Any], arguments: list[str]) -> None:

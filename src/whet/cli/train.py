@@ -43,9 +43,9 @@ def run(composed: DictConfig) -> Any:
 
 def _train(config: Node, folder: Path | None, group: str | None) -> Any:
     from whet.engine.run import Run, new_folder
-    from whet.engine.train import get_ready, run_name, settings, train
+    from whet.engine.train import Parts, get_ready, run_name, train
 
-    parts = build(config, settings)()
+    parts = build(config, Parts)()
     ready = get_ready(parts)
     place = folder or new_folder(parts.paths.outputs() / "runs", run_name(parts, config))
     run = Run.create(place, config, overrides())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,34 +56,9 @@ class Outcome:
     """The test report."""
 
 
-def settings(
-    *,
-    task: Task,
-    model: Encoder,
-    peft: Method,
-    augmentation: Method,
-    objective: Method,
-    optimizer: Method,
-    scheduler: Method,
-    engine: Engine,
-    tracking: Tracking,
-    paths: Paths,
-    debug: Debug,
-    seed: int = 1,
-    name: str | None = None,
-    tags: list[str] | None = None,
-) -> Parts:
-    """The signature that the composed config of `whet train` is checked against."""
-    engine = debug.engine(engine)
-    return Parts(
-        task, model, peft, augmentation, objective, optimizer, scheduler, engine,
-        tracking, paths, debug, seed, name, tags or [],
-    )  # fmt: skip
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Parts:
-    """The parts of an experiment, built from its config."""
+    """The parts of an experiment: the signature that the composed config of `whet train` is checked against."""
 
     task: Task
     model: Encoder
@@ -96,9 +71,15 @@ class Parts:
     tracking: Tracking
     paths: Paths
     debug: Debug
-    seed: int
-    name: str | None
-    tags: list[str]
+    seed: int = 1
+    """Every random number of the run follows from it."""
+    name: str | None = None
+    """Of the run folder; null makes one of time, task, model, method and seed."""
+    tags: list[str] = field(default_factory=list)
+    """For W&B."""
+
+    def __post_init__(self) -> None:
+        self.engine = self.debug.engine(self.engine)
 
 
 @dataclass
@@ -200,7 +181,7 @@ def _conclude(
     metrics |= {f"test/{name}": value for name, value in judges["test"].metrics(tested).items()}
     text = _judge(parts, run, "test", tested, judges["test"])
     run.update(metrics=metrics)
-    _curves(run.folder)
+    _curves(run.folder, parts.task)
     return Outcome(run.folder, metrics, state.best_value, text)
 
 
@@ -256,13 +237,16 @@ def _judge(parts: Parts, run: Run, split: str, predictions: Any, judge: Evaluato
     return report.text()
 
 
-def _curves(folder: Path) -> None:
+def _curves(folder: Path, task: Task) -> None:
     """Learning curves, where the local log was kept."""
     from whet.evaluation.plots import learning_curves
     from whet.tracking.jsonl import read_metrics
 
     if (folder / "metrics.jsonl").is_file():
-        learning_curves(read_metrics(folder / "metrics.jsonl"), folder / "report" / "learning_curves.png")
+        directions = {f"validation/{name}": way for name, way in task.directions().items()}
+        learning_curves(
+            read_metrics(folder / "metrics.jsonl"), folder / "report" / "learning_curves.png", directions
+        )
 
 
 def _info(parts: Parts, run: Run, config: Node, total: int, group: str | None) -> RunInfo:
