@@ -68,5 +68,9 @@ def test_labels_keep_shape_and_type(tokenizer, labels):
 def test_examples_take():
     examples = Examples("train", np.array(["a", "b", "c", "d"]), TEXTS, np.arange(4))
     taken = examples.take(np.array([3, 0]))
-    assert (taken.ids.tolist(), taken.texts, taken.labels.tolist()) == (["d", "a"], [TEXTS[3], TEXTS[0]], [3, 0])
+    assert (taken.ids.tolist(), taken.texts, taken.labels.tolist()) == (
+        ["d", "a"],
+        [TEXTS[3], TEXTS[0]],
+        [3, 0],
+    )
     assert (len(taken), taken.split) == (2, "train")

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from whet.data.batching import Batching
 
-lengths_of = st.lists(st.integers(0, 60), min_size=1, max_size=150).map(lambda items: np.array(items, dtype=np.int64))
+lengths_of = st.lists(st.integers(0, 60), min_size=1, max_size=150).map(
+    lambda items: np.array(items, dtype=np.int64)
+)
 batchings = st.builds(
     Batching,
     size=st.integers(1, 9),

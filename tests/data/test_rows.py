@@ -39,7 +39,7 @@ JSON = "".join(json.dumps(item) + "\n" for item in [{"text": "a\nb", "id": 7}, {
 
 
 def test_plain_lines_stay_as_they_are(piped):
-    found = piped("one\n\n  two, \"three\" \r\nno end")
+    found = piped('one\n\n  two, "three" \r\nno end')
     assert [row.texts for row in found] == [("one",), ("",), ('  two, "three" ',), ("no end",)]
     assert [row.number for row in found] == [0, 1, 2, 3]
     assert piped("") == []
@@ -118,7 +118,9 @@ def test_tables_from_files(filed, tmp_path, paths):
     assert filed("odd.name", 'id,text\n007,"a, b"\n8,\n', id_column="id", format="csv") == expected
     import datasets
 
-    datasets.Dataset.from_dict({"id": ["007", "8"], "text": ["a, b", None]}).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"id": ["007", "8"], "text": ["a, b", None]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
     assert list(read_rows(str(tmp_path / "a.parquet"), ["text"], "id", "auto", paths)) == expected
 
 
@@ -128,7 +130,10 @@ def test_a_file_without_a_known_suffix_holds_lines(filed):
 
 
 def test_the_format_wins_over_the_suffix(filed):
-    assert [row.texts for row in filed("a.csv", "one, two\nthree\n", format="txt")] == [("one, two",), ("three",)]
+    assert [row.texts for row in filed("a.csv", "one, two\nthree\n", format="txt")] == [
+        ("one, two",),
+        ("three",),
+    ]
 
 
 def test_what_is_not_there_or_not_text(filed, tmp_path, paths):

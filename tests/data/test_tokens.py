@@ -82,7 +82,9 @@ def test_nothing_at_all(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(("texts", "limit"), [(TEXTS, 2), (TEXTS, 1), (PAIRS, 3)])
 def test_a_length_without_room_is_refused(tokenizer, texts, limit, tmp_path):
-    with pytest.raises(ConfigError, match=rf"task.max_length={limit}: no room .* {limit if limit > 1 else 2} special"):
+    with pytest.raises(
+        ConfigError, match=rf"task.max_length={limit}: no room .* {limit if limit > 1 else 2} special"
+    ):
         tokenize(texts, tokenizer, limit, "s", tmp_path)
 
 
@@ -119,11 +121,11 @@ def test_a_hit_is_equal_and_tokenises_nothing(tokenizer, tmp_path, monkeypatch):
 
 
 CHANGES = {
-    "a text": dict(texts=[("b",), *TEXTS[1:]]),
-    "the order": dict(texts=TEXTS[::-1]),
-    "a row less": dict(texts=TEXTS[:-1]),
-    "max_length": dict(limit=21),
-    "the tokenizer's files": dict(source="other"),
+    "a text": {"texts": [("b",), *TEXTS[1:]]},
+    "the order": {"texts": TEXTS[::-1]},
+    "a row less": {"texts": TEXTS[:-1]},
+    "max_length": {"limit": 21},
+    "the tokenizer's files": {"source": "other"},
 }
 
 
@@ -144,7 +146,9 @@ def test_an_entry_copied_to_another_name_is_not_taken(tokenizer, tmp_path):
     tokenize(TEXTS, tokenizer, 20, "s", tmp_path)
     other = TEXTS[::-1]
     expected = tokenize(other, tokenizer, 20, "s", tmp_path)
-    entries = {json.loads(path.read_text())["key"]["texts"]: path.parent for path in tmp_path.glob("*/*/key.json")}
+    entries = {
+        json.loads(path.read_text())["key"]["texts"]: path.parent for path in tmp_path.glob("*/*/key.json")
+    }
     right, wrong = entries[texts_hash(other)], entries[texts_hash(TEXTS)]
     shutil.rmtree(right)
     shutil.copytree(wrong, right)
@@ -160,7 +164,9 @@ def entry(room):
 DAMAGE = {
     "a flipped byte": lambda folder: flip(folder / "ids.npy"),
     "a flipped label": lambda folder: flip(folder / "truncated.npy"),
-    "cut short": lambda folder: (folder / "offsets.npy").write_bytes((folder / "offsets.npy").read_bytes()[:-4]),
+    "cut short": lambda folder: (folder / "offsets.npy").write_bytes(
+        (folder / "offsets.npy").read_bytes()[:-4]
+    ),
     "emptied": lambda folder: (folder / "types.npy").write_bytes(b""),
     "a file gone": lambda folder: (folder / "types.npy").unlink(),
     "no key": lambda folder: (folder / "key.json").unlink(),

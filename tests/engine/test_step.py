@@ -87,7 +87,12 @@ def stepper(model, criterion, labels, batching=None, accumulate=1, duration="2ep
         "folder": None,
     }
     return Stepper(
-        model=model, criterion=criterion, plan=plan, collator=collator, examples=examples, **{**defaults, **settings}
+        model=model,
+        criterion=criterion,
+        plan=plan,
+        collator=collator,
+        examples=examples,
+        **{**defaults, **settings},
     )
 
 
@@ -146,7 +151,9 @@ def test_with_adamw_on_a_transformer(name, cache):
         model = encoder.load(made.head(NAMES), Paths(cache=str(cache))).model.double()
         optimizer = adamw(model, lr=1e-3, head_lr=1e-2)
         return run(
-            stepper(model, criterion, labels, Batching(size=size, tokens=None), accumulate, optimizer=optimizer)
+            stepper(
+                model, criterion, labels, Batching(size=size, tokens=None), accumulate, optimizer=optimizer
+            )
         )
 
     big, small = trained(8, 1)[0], trained(2, 4)[0]
@@ -160,9 +167,18 @@ def test_cutting_a_window_further_changes_nothing(name):
     criterion = made.criterion(labels, NAMES)
     rows = np.random.default_rng(0).permutation(ROWS)[:13]
     budget = Batching(size=13, tokens=60)
-    pieces = [piece for window in budget.windows(TOKENS.lengths[rows], 1, np.random.default_rng(0)) for piece in window]
+    pieces = [
+        piece
+        for window in budget.windows(TOKENS.lengths[rows], 1, np.random.default_rng(0))
+        for piece in window
+    ]
     assert len(pieces) > 4
-    cuts = [[rows], [rows[piece] for piece in pieces], [rows[:1], rows[1:]], [rows[i : i + 1] for i in range(13)]]
+    cuts = [
+        [rows],
+        [rows[piece] for piece in pieces],
+        [rows[:1], rows[1:]],
+        [rows[i : i + 1] for i in range(13)],
+    ]
     after = []
     for micro_batches in cuts:
         model = Bag(outputs)
@@ -229,7 +245,9 @@ def test_each_group_follows_the_schedule_from_its_own_base():
     for update in made.plan:
         result = made.update(update)
         factor = linear(update.step, made.plan.total, made.plan.per_epoch)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * factor, 0.4 * factor])
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.1 * factor, 0.4 * factor]
+        )
         assert result.lr == pytest.approx(0.4 * factor)
 
 
@@ -296,19 +314,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value, tmp_path):
     )
     for update in made.plan:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        state = json.dumps(str(made.optimizer.state_dict()))
+        state = json.dumps(str(made.optimizer.state_dict()["state"]))
         guilty = [rows for rows in update.micro_batches if 17 in rows]
         if not guilty:
             made.update(update)
             continue
-        with pytest.raises(NonFiniteError, match=f"loss is {value} at step {update.step + 1}, rows ") as caught:
+        with pytest.raises(
+            NonFiniteError, match=f"loss is {value} at step {update.step + 1}, rows "
+        ) as caught:
             made.update(update)
         break
     ids = [f"id-{row}" for row in guilty[0]]
     assert all(row in str(caught.value) for row in ids) and "nonfinite.json" in str(caught.value)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert json.dumps(str(made.optimizer.state_dict())) == state
+    assert json.dumps(str(made.optimizer.state_dict()["state"])) == state
     assert all(p.grad is None for p in model.parameters())
     facts = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (facts["step"], facts["what"], facts["value"]) == (update.step + 1, "loss", str(value))
@@ -339,7 +359,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
     criterion = task().criterion(CLASSES, NAMES)
     made = stepper(model, criterion, CLASSES, objective=exploding, folder=tmp_path)
     update = next(iter(made.plan))
-    with pytest.raises(NonFiniteError, match=r"gradient norm is (nan|inf) at step 1, rows id-.*lower optimizer.lr"):
+    with pytest.raises(
+        NonFiniteError, match=r"gradient norm is (nan|inf) at step 1, rows id-.*lower optimizer.lr"
+    ):
         made.update(update)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     facts = json.loads((tmp_path / "nonfinite.json").read_text())
@@ -348,7 +370,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
 
 
 def test_without_a_folder_the_message_is_all():
-    made = stepper(Bag(), task().criterion(CLASSES, NAMES), CLASSES, objective=poisoned(math.nan, 0), duration="1ep")
+    made = stepper(
+        Bag(), task().criterion(CLASSES, NAMES), CLASSES, objective=poisoned(math.nan, 0), duration="1ep"
+    )
     with pytest.raises(NonFiniteError) as caught:
         run(made)
     assert "nonfinite.json" not in str(caught.value)
@@ -398,5 +422,3 @@ def test_fp16_gives_up_when_there_is_no_scale_left():
     made = stepper(Bag(), criterion, CLASSES, amp=Amp(CPU, "fp16"), objective=exploding, duration="60st")
     with pytest.raises(NonFiniteError, match="at step 17"):
         run(made)
-
-

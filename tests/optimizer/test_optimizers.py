@@ -23,7 +23,9 @@ FAST = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-1, "adafactor": 1e-2}
 def start(cache):
     head = Head(2, "single_label_classification", ("a", "b"))
     torch.manual_seed(0)
-    loaded = Encoder(name="tiny", weights=TinyWeights(), dropout=0.0, head_dropout=0.0).load(head, Paths(cache=str(cache)))
+    loaded = Encoder(name="tiny", weights=TinyWeights(), dropout=0.0, head_dropout=0.0).load(
+        head, Paths(cache=str(cache))
+    )
     model = loaded.model.train()
     return model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

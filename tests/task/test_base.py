@@ -127,7 +127,9 @@ def test_ids_get_names(task, paths):
     made = task(csv([0, 1] * 8), labels=["neg", "pos"], label_names={"0": "neg", "1": "pos"})
     corpus = made.load(paths)
     assert corpus.label_names == ("neg", "pos")
-    assert {row: name for row, name in decoded(corpus).items() if row in ("text number 0", "text number 1")} == {
+    assert {
+        row: name for row, name in decoded(corpus).items() if row in ("text number 0", "text number 1")
+    } == {
         "text number 0": "neg",
         "text number 1": "pos",
     }

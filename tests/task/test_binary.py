@@ -49,7 +49,11 @@ def test_without_settings_the_derivative_is_p_minus_y():
 
 
 def test_far_logits_stay_finite():
-    losses = task().criterion(np.array([0, 1]), NAMES).losses(torch.tensor([[500.0], [-500.0]]), torch.tensor([0, 1]))
+    losses = (
+        task()
+        .criterion(np.array([0, 1]), NAMES)
+        .losses(torch.tensor([[500.0], [-500.0]]), torch.tensor([0, 1]))
+    )
     assert losses.tolist() == [500, 500]
 
 

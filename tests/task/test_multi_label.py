@@ -16,7 +16,9 @@ NAMES = ("a", "b", "c")
 
 
 def task(path="unused.csv", **settings):
-    return MultiLabel(name="t", data=Files(path=str(path)), split=Split(validation=0.25, test=0.25), **settings)
+    return MultiLabel(
+        name="t", data=Files(path=str(path)), split=Split(validation=0.25, test=0.25), **settings
+    )
 
 
 def load(tmp_path, content, name="rows.csv", **settings):
@@ -131,7 +133,8 @@ def test_decisions_and_descriptions():
     assert made.decide(p).tolist() == (p >= 0.6).astype(float).tolist()
     assert made.decide(p).tolist() != task(threshold=0.2).decide(p).tolist()
     told = made.describe(p, NAMES)
-    assert [set(item["label"]) for item in told] == [{n for n, on in zip(NAMES, row) if on} for row in p >= 0.6]
+    given = [{n for n, on in zip(NAMES, row, strict=True) if on} for row in p >= 0.6]
+    assert [set(item["label"]) for item in told] == given
 
 
 def test_settings_are_checked():

@@ -18,7 +18,9 @@ LOGITS = torch.tensor([[0.4], [2.0], [3.0], [4.0]])
 
 
 def task(path="unused.csv", **settings):
-    return Regression(name="t", data=Files(path=str(path)), split=Split(validation=0.25, test=0.25), **settings)
+    return Regression(
+        name="t", data=Files(path=str(path)), split=Split(validation=0.25, test=0.25), **settings
+    )
 
 
 def load(tmp_path, labels, **settings):
@@ -65,7 +67,9 @@ def test_numbers_are_read_as_they_stand(tmp_path):
     assert corpus.label_names == () and corpus.splits["train"].labels.dtype == np.float32
 
 
-@pytest.mark.parametrize(("wrong", "problem"), [("high", "needs numbers"), ("inf", "finite"), ("-inf", "finite")])
+@pytest.mark.parametrize(
+    ("wrong", "problem"), [("high", "needs numbers"), ("inf", "finite"), ("-inf", "finite")]
+)
 def test_what_is_no_number_is_named(tmp_path, wrong, problem):
     with pytest.raises(DataError, match=f"task.label={wrong}: .*{problem}"):
         load(tmp_path, [1, 2, wrong] * 8)

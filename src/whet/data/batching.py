@@ -1,7 +1,8 @@
 """Batches by token budget with length buckets: pure functions of lengths and a random generator.
 
-One optimizer update consumes a *window* of up to `size * accumulate` examples, cut into micro-batches of up
-to `size`. Windows are formed first, so `accumulate=k, size=s/k` holds exactly the examples of `size=s`.
+One optimizer update consumes a *window* of up to `size * accumulate` examples and `tokens * accumulate`
+tokens, cut into micro-batches of up to `size` and `tokens`. Windows are formed first, so `accumulate=k` with
+`size=s/k` (and `tokens=t/k`, where that limit counts) holds the examples of `size=s` (and `tokens=t`).
 """
 
 from __future__ import annotations
