@@ -183,10 +183,14 @@ def _default(target: Method, name: str, parameter: inspect.Parameter) -> Any:
     return parameter.default
 
 
+def _method(cls: type) -> Method:
+    return cls
+
+
 def to_config(value: Any) -> Any:
     """A value as it would stand in YAML."""
     if isinstance(value, Component):
-        fields = {name: to_config(getattr(value, name)) for name in signature(typing.cast(Method, type(value)))}
+        fields = {name: to_config(getattr(value, name)) for name in signature(_method(type(value)))}
         return {TARGET: f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(key): to_config(item) for key, item in value.items()}

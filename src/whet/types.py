@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, GetCoreSchemaHandler
@@ -19,6 +20,11 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 _FORM = re.compile(r"(\d+(?:\.\d+)?)(ep|st)")
 _HELP = "write steps as 500st, epochs as 3ep (0.5ep works), or a share of the whole run between 0 and 1"
+
+
+def _up(share: float, of: int) -> int:
+    """`share * of` rounded up, in the decimals as written: 0.07 of 100 is 7."""
+    return math.ceil(Decimal(str(share)) * of)
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,10 @@ class Duration:
         if self.unit == "st":
             return int(self.value)
         if self.unit == "ep":
-            return math.ceil(self.value * per_epoch)
+            return _up(self.value, per_epoch)
         if total is None:
             raise ValueError("a share of the run means nothing here: write it in st or ep")
-        return math.ceil(self.value * total)
+        return _up(self.value, total)
 
     def __str__(self) -> str:
         return f"{self.value:g}" if self.unit == "share" else f"{self.value:g}{self.unit}"

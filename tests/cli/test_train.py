@@ -94,6 +94,20 @@ def test_evaluate_gives_the_training_runs_numbers(finished, capsys):
     assert "accuracy" in shown
 
 
+def test_evaluate_weighs_classes_as_training_did(workplace, quick, capsys):
+    """Balanced weights come from the training rows, not from the few rows that are evaluated."""
+    lines = (workplace / "own.csv").read_text().splitlines()
+    kept = [line for number, line in enumerate(lines) if number == 0 or number > 30 or line.endswith("5")]
+    (workplace / "own.csv").write_text("\n".join(kept) + "\n")
+    assert main(["train", *quick, "task.class_weights=balanced", "name=b"]) == 0
+    folder = workplace / "outputs" / "runs" / "b"
+    assert main(["evaluate", f"run={folder}"]) == 0
+    again = json.loads(next((folder / "evaluations").glob("*/test.json")).read_text())["metrics"]
+    assert again == json.loads((folder / "report" / "test.json").read_text())["metrics"]
+    counts = json.loads((folder / "run.json").read_text())["data"]["label_counts"]
+    assert counts[0] < counts[1]
+
+
 def test_evaluate_on_a_labelled_file(finished, workplace, capsys):
     (workplace / "new.csv").write_text("review,stars\ngood great fine,5\nbad awful dull,1\nlovely superb,5\n")
     assert main(["evaluate", f"run={finished}", "input=new.csv"]) == 0

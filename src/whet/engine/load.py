@@ -44,7 +44,13 @@ class Finished:
         """An evaluator of labelled rows, batched and cut as in training."""
         task, names = self.trained.task, self.trained.label_names
         collator = self._collator(examples.texts, examples.labels)
-        return Evaluator(task, names, task.criterion(examples.labels, names), collator, examples, self.amp)
+        criterion = task.criterion(self._training_labels(examples), names)
+        return Evaluator(task, names, criterion, collator, examples, self.amp)
+
+    def _training_labels(self, examples: Examples) -> NDArray[Any]:
+        """Class labels as often as training had them: balanced class weights come from there."""
+        counts = self.record.get("data", {}).get("label_counts")
+        return np.repeat(np.arange(len(counts)), counts) if counts else examples.labels
 
     def _collator(self, texts: list[tuple[str, ...]], labels: NDArray[Any]) -> Collator:
         limit = min(

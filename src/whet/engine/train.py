@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Parts:
-    """The parts of an experiment: the signature that the composed config of `whet train` is checked against."""
+    """The parts of an experiment: the signature that `whet train`'s composed config is checked against."""
 
     task: Task
     model: Encoder
@@ -274,10 +274,21 @@ def _data_facts(ready: Ready, padding: float) -> dict[str, Any]:
     return {
         "rows": {name: len(found) for name, found in tokens.items()},
         "label_names": list(ready.data.corpus.label_names),
+        "label_counts": _counts(ready),
         "padding": round(padding, 4),
         "truncated": {name: round(float(found.truncated.mean()), 4) for name, found in tokens.items()},
         "audit": json.loads(json.dumps(ready.data.corpus.findings.to_dict(), default=str)),
     }
+
+
+def _counts(ready: Ready) -> list[int] | None:
+    """Training rows of each class; None where labels aren't classes."""
+    import numpy as np
+
+    labels = ready.data.corpus.splits["train"].labels
+    if labels.dtype.kind != "i":
+        return None
+    return [int(n) for n in np.bincount(labels[labels >= 0], minlength=len(ready.data.corpus.label_names))]
 
 
 def _best(parts: Parts, state: State) -> dict[str, Any]:
