@@ -24,7 +24,7 @@ train: $(STAMP) ## fine-tune MiniLM on movie reviews, end to end (ARGS="peft=lor
 	$(BIN)/whet train $(ARGS)
 
 test: $(STAMP) ## run all tests (ARGS="-k tokens")
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

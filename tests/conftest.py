@@ -21,8 +21,9 @@ WORDS = {
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that the tests of one process share. Downloads stay in the user's cache (see `downloads`)."""
-    return tmp_path_factory.getbasetemp().parent / "whet-test-cache"
+    """A cache that all tests of one pytest run share. Downloads stay in the user's cache (see `downloads`)."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if base.name.startswith("popen-") else base) / "whet-test-cache"
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def test_predict_reads_standard_input(finished, workplace):
 def test_predict_names_what_is_wrong(finished, workplace, capsys):
     (workplace / "in.csv").write_text("body\nx\n")
     assert main(["predict", f"run={finished}", "input=in.csv"]) == 2
-    assert "text=review: no such column" in capsys.readouterr().err
+    assert "text=review: the input has no such column" in capsys.readouterr().err
     assert main(["predict", f"run={finished}", "input=in.csv", "text=body", "output=nowhere/out.jsonl"]) == 2
     assert main(["predict", "run=outputs/runs/nope", "input=in.csv"]) == 2
     assert "base" in capsys.readouterr().err

@@ -28,7 +28,7 @@ class Engine(Component):
     batching: Batching = field(default_factory=Batching)
     """How examples become batches."""
     accumulate: PositiveInt = 1
-    """Micro-batches of one update: with batching.size (and .tokens) divided by k, `accumulate=k` changes no update."""
+    """Micro-batches of one update; with batching.size (and .tokens) divided by k it stays the same update."""
     precision: Precision = "auto"
     """Autocast: auto takes bf16 where the device has it in hardware, fp16 on older CUDA cards, else fp32."""
     clip: PositiveFloat | None = 1.0
