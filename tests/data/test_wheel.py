@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from whet.data import wheel as wheel_module
 from whet.data.wheel import WheelFile, contained, fetch_wheel, file_sha256, intact, member, members, slug
 from whet.errors import DataError
 from whet.paths import Paths
@@ -54,6 +55,19 @@ def test_member_is_downloaded_checked_and_kept(index, tmp_path):
     assert not list((cache / "downloads").iterdir()), "the fetched wheel is deleted"
     (index / "toy_data-1.0-py3-none-any.whl").unlink()
     assert member("toy-data==1.0", "toy/rows.csv", sha(CSV), cache) == path, "no second download"
+
+
+@pytest.mark.parametrize(("version", "option"), [("23.2.1", "off"), ("24.1", "raw"), ("26.3", "raw"), ("odd", "off")])
+def test_older_pips_do_not_know_raw_progress(version, option, monkeypatch):
+    """pip 23 comes with Python 3.11's venv and refuses `--progress-bar=raw`."""
+    monkeypatch.setattr(wheel_module.metadata, "version", lambda name: version)
+    assert wheel_module._progress_option() == f"--progress-bar={option}"
+
+
+def test_an_older_pip_downloads_too_and_the_size_is_told(index, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(wheel_module.metadata, "version", lambda name: "23.2.1")
+    assert fetch_wheel("toy-data==1.0", tmp_path).is_file()
+    assert "MB" in capfd.readouterr().err
 
 
 def test_damaged_member_is_taken_again(index, tmp_path):

@@ -32,8 +32,8 @@ from whet.peft.base import apply, trained_names
 
 
 @pytest.fixture(scope="session")
-def paths(tmp_path_factory):
-    return Paths(cache=str(tmp_path_factory.mktemp("cache")))
+def paths(cache):
+    return Paths(cache=str(cache))
 
 
 def start(node, paths, seed=1):
@@ -103,7 +103,9 @@ def check_files(folder, method, model, before, batch, wanted):
         plain, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         assert torch.equal(logits_of(plain, batch), wanted)
-        assert plain.config.architectures == [type(plain).__name__] and plain.config.id2label == dict(enumerate(NAMES))
+        assert plain.config.architectures == [type(plain).__name__] and plain.config.id2label == dict(
+            enumerate(NAMES)
+        )
         return
     assert not (folder / artifact.WHOLE).exists()
     saved = load_file(folder / artifact.PART)
@@ -121,8 +123,6 @@ MLM = {"bert": "bert.pooler.dense", "albert": "albert.pooler", "deberta-v2": "po
 def mlm_only(architecture, paths, folder):
     """Weights as many are published: the trunk and a masked language model's head, no pooler."""
     made = TinyWeights(architecture=architecture).locate(paths).folder
-    from transformers import AutoConfig, AutoTokenizer
-
     with torch.random.fork_rng():
         torch.manual_seed(5)
         AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(made)).save_pretrained(folder)
@@ -243,8 +243,6 @@ def test_the_attention_of_the_training_is_kept(attention, method, paths, tmp_pat
 @pytest.mark.parametrize("method", ["none", "lora"])
 def test_half_precision_weights_train_and_come_back_in_single(method, paths, tmp_path):
     made = TinyWeights(architecture="bert").locate(paths).folder
-    from transformers import AutoModel, AutoTokenizer
-
     AutoModel.from_pretrained(made, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(made).save_pretrained(tmp_path / "half")
     node = config(method, local_weights(tmp_path / "half"))

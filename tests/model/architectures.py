@@ -78,6 +78,11 @@ TRUTHS = {
         linear=18,
         attention=12,
         sdpa=False,
+        # only <cls> is read from the last block, and `cls_mask` blanks its position and segment terms there
+        idle=frozenset(
+            f"funnel.encoder.blocks.1.0.attention.{name}"
+            for name in ("r_r_bias", "r_kernel", "r_s_bias", "seg_embed")
+        ),
         options={"block_sizes": [2, 1]},
     ),
     "camembert": Truth(two("roberta.encoder.layer"), head=POOLED),
@@ -93,7 +98,7 @@ TRUTHS = {
         linear=4,
         attention=0,
         sdpa=False,
-        idle=frozenset({"transformer.mask_emb"}),
+        idle=frozenset({"transformer.mask_emb"}),  # stands for predicted words of the pretraining
     ),
     "gpt2": Truth(
         two("transformer.h"),
@@ -166,7 +171,9 @@ def batch_of(tokenizer, rows=6, seed=0, pairs=True):
     """Random texts of unequal length through whet's own tokenising and padding."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefgh äß", k=rng.randint(1, 6))) for _ in range(60)]
-    texts = [tuple(" ".join(rng.choices(words, k=2 + n)) for n in (row, 1)[: 1 + pairs]) for row in range(rows)]
+    texts = [
+        tuple(" ".join(rng.choices(words, k=2 + n)) for n in (row, 1)[: 1 + pairs]) for row in range(rows)
+    ]
     tokens = encode(texts, tokenizer, 32)
     collator = Collator.of(tokens, np.arange(rows) % 3, tokenizer, Batching())
     batch = collator(np.arange(rows), torch.device("cpu"))

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
@@ -38,7 +39,6 @@ PIP = (
     "--ignore-requires-python",
     "--no-input",
     "--retries=2",
-    "--progress-bar=raw",
 )
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*)")
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
@@ -71,6 +71,7 @@ def _fetch(package: str, cache: Path, advance: Advance) -> Path:
         wheel = _lying(package, Path(aside))
         if wheel is None:
             raise DataError("package", f"pip brought no such wheel; put it into {cache}", package)
+        advance(wheel.stat().st_size, wheel.stat().st_size)
         return wheel.replace(downloads / wheel.name)
 
 
@@ -106,7 +107,7 @@ def _locked(package: str, cache: Path) -> Iterator[None]:
 
 
 def _download(package: str, folder: Path, cache: Path, advance: Advance) -> None:
-    command = [sys.executable, "-m", "pip", "download", *PIP, "-d", str(folder), package]
+    command = [sys.executable, "-m", "pip", "download", *PIP, _progress_option(), "-d", str(folder), package]
     said = folder / "stderr"
     with (
         said.open("wb") as sink,
@@ -116,6 +117,15 @@ def _download(package: str, folder: Path, cache: Path, advance: Advance) -> None
     if pip.returncode:
         reason = _reason(said.read_text(encoding="utf-8", errors="replace"))
         raise DataError("package", f"can't be downloaded ({reason}); put its wheel into {cache}", package)
+
+
+def _progress_option() -> str:
+    """pip tells bytes to programs since 24.1; an older one is only asked to keep quiet."""
+    try:
+        number = [int(part) for part in metadata.version("pip").split(".")[:2]]
+    except (metadata.PackageNotFoundError, ValueError):
+        number = [0]
+    return "--progress-bar=raw" if number >= [24, 1] else "--progress-bar=off"
 
 
 def _follow(lines: IO[str] | None, advance: Advance) -> None:
