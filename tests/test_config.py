@@ -41,7 +41,20 @@ def test_the_count_of_configs():
     assert len(GROUP_FILES) >= 40
     assert {path.stem for path in COMMAND_FILES} == {"train", "evaluate", "predict", "data", "doctor"}
     groups = {path.parent.name for path in GROUP_FILES}
-    wanted = ["task", "model", "peft", "augmentation", "objective", "optimizer", "scheduler", "engine", "tracking", "paths", "experiment", "debug"]
+    wanted = [
+        "task",
+        "model",
+        "peft",
+        "augmentation",
+        "objective",
+        "optimizer",
+        "scheduler",
+        "engine",
+        "tracking",
+        "paths",
+        "experiment",
+        "debug",
+    ]
     assert groups == set(wanted)
 
 
@@ -217,7 +230,9 @@ def test_bad_values_name_key_value_and_what_is_right(override):
 
 
 def test_numbers_serve_as_names():
-    parts = build(compose("train", ["task.labels=[1,2]", "name=7", "++task.label_names={0:1}"]), Parts).keywords
+    parts = build(
+        compose("train", ["task.labels=[1,2]", "name=7", "++task.label_names={0:1}"]), Parts
+    ).keywords
     assert (parts["task"].labels, parts["name"], parts["task"].label_names["0"]) == (["1", "2"], "7", "1")
 
 

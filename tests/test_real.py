@@ -37,12 +37,21 @@ def test_minilm_learns_sentiment(real, capsys):
 def test_rotten_tomatoes_is_what_the_readme_says(real):
     assert main(["data", "output=rt.json", "samples=0"]) == 0
     told = json.loads((real / "rt.json").read_text())["splits"]
-    assert {name: split["rows"] for name, split in told.items()} == {"train": 6824, "validation": 853, "test": 853}
+    assert {name: split["rows"] for name, split in told.items()} == {
+        "train": 6824,
+        "validation": 853,
+        "test": 853,
+    }
     assert {item["count"] for item in told["train"]["balance"]} == {3412}
 
 
 def test_imdb_minilm_on_the_real_reviews(real):
-    assert main(["train", "experiment=imdb_minilm", "+debug=fast", "tracking=none", "engine.threads=1", "name=i"]) == 0
+    assert (
+        main(
+            ["train", "experiment=imdb_minilm", "+debug=fast", "tracking=none", "engine.threads=1", "name=i"]
+        )
+        == 0
+    )
     told = record(real, "i")
     assert told["steps"] == 4
     assert told["data"]["rows"] == {"train": 64, "validation": 64, "test": 64}

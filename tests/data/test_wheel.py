@@ -57,7 +57,9 @@ def test_member_is_downloaded_checked_and_kept(index, tmp_path):
     assert member("toy-data==1.0", "toy/rows.csv", sha(CSV), cache) == path, "no second download"
 
 
-@pytest.mark.parametrize(("version", "option"), [("23.2.1", "off"), ("24.1", "raw"), ("26.3", "raw"), ("odd", "off")])
+@pytest.mark.parametrize(
+    ("version", "option"), [("23.2.1", "off"), ("24.1", "raw"), ("26.3", "raw"), ("odd", "off")]
+)
 def test_older_pips_do_not_know_raw_progress(version, option, monkeypatch):
     """pip 23 comes with Python 3.11's venv and refuses `--progress-bar=raw`."""
     monkeypatch.setattr(wheel_module.metadata, "version", lambda name: version)

@@ -21,7 +21,13 @@ from tests.model.architectures import (
     train,
     true_depth,
 )
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from whet.engine import artifact
 from whet.engine.checkpoint import Checkpoints, is_complete, load_tensors, save_tensors, tensors_of

@@ -149,7 +149,7 @@ def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None)
 def _callbacks(parts: Parts, model: nn.Module, checkpoints: Checkpoints, folder: Path) -> list[Callback]:
     metric = str(parts.task.primary)
     maximize = parts.task.directions()[metric] == "maximize"
-    found: list[Callback] = [Report(parts.tracking), BestCheckpoint(model, checkpoints, metric, maximize)]
+    found: list[Callback] = [BestCheckpoint(model, checkpoints, metric, maximize), Report(parts.tracking)]
     if parts.engine.patience is not None:
         found.append(EarlyStopping(metric, maximize, parts.engine.patience, parts.engine.min_delta))
     if parts.debug.profile:

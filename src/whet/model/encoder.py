@@ -61,8 +61,8 @@ class Encoder(Component):
         """
         quiet()
         located = self.locate(paths)
-        tokenizer = self._tokenizer(located)
         config = self._config(located.folder, head)
+        tokenizer = self._tokenizer(located)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
         rates = self._head_rates(config)

@@ -87,7 +87,8 @@ class TinyWeights(Weights):
             except _REFUSED as error:
                 raise ModelError("options", one_line(error)[:300], self.options) from None
         model.save_pretrained(aside)
-        byte_tokenizer(types=reads_types(config)).save_pretrained(aside)
+        left = self.architecture == "xlnet"  # it reads its answer from the last token
+        byte_tokenizer(types=reads_types(config), left=left).save_pretrained(aside)
         try:
             aside.rename(folder)
         except OSError:  # another process was first
@@ -132,14 +133,15 @@ _UNLISTED = (
 
 def reads_types(config: Any) -> bool:
     """Whether a model tells first and second text apart by `token_type_ids`."""
-    return config.model_type == "xlnet" or (getattr(config, "type_vocab_size", None) or 0) > 1
+    return config.model_type in ("funnel", "xlnet") or (getattr(config, "type_vocab_size", None) or 0) > 1
 
 
-def byte_tokenizer(types: bool = True) -> Any:
+def byte_tokenizer(types: bool = True, left: bool = False) -> Any:
     """A tokenizer without a vocabulary to learn: one token per UTF-8 byte, BERT's special tokens around.
 
     Args:
         types: give `token_type_ids` too.
+        left: pad on the left.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -162,5 +164,6 @@ def byte_tokenizer(types: bool = True) -> Any:
         eos_token="[SEP]",
         model_max_length=512,
         model_input_names=inputs,
+        padding_side="left" if left else "right",
         **names,
     )

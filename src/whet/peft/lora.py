@@ -54,7 +54,8 @@ def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:
     if isinstance(targets, list):
         matches = {pattern: set(fnmatch.filter(names, pattern)) for pattern in targets}
         idle = [pattern for pattern, matched in matches.items() if not matched]
-        found = [] if idle else [name for name in names if any(name in matched for matched in matches.values())]
+        chosen = set().union(*matches.values())
+        found = [] if idle else [name for name in names if name in chosen]
         targets = idle or targets
     elif targets == "all":
         found = names
