@@ -53,6 +53,14 @@ class RunError(WhetError):
     exit_code = 2
 
 
+class Interrupted(WhetError):
+    """A signal asked the run to stop; it stopped between two updates, its state saved."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 class NonFiniteError(WhetError):
     """Loss or gradients became NaN or infinite. The message names step, value and the batch's ids."""
 

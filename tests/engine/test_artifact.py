@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from whet.engine import artifact
-from whet.engine.checkpoint import Checkpoints, is_complete, load_tensors, save_tensors, tensors_of
+from whet.engine.checkpoint import is_complete, load_tensors, save_tensors, tensors_of
 from whet.errors import ModelError, RunError
 from whet.model.tiny import TinyWeights
 from whet.paths import Paths
@@ -303,14 +303,3 @@ def test_only_what_trains_is_saved(paths):
         model.classifier.bias.add_(1)
     assert torch.equal(tensors_of(model)["classifier.bias"], model.classifier.bias)
     assert before.shape == (3,)
-
-
-def test_checkpoints_keep_the_best_and_the_last(paths, tmp_path):
-    _, _, model = start(config("bitfit", tiny_weights("bert")), paths)
-    kept = Checkpoints(tmp_path / "checkpoints")
-    folders = [kept.save(model, step, {"value": step / 10}) for step in (5, 10, 15)]
-    assert kept.save(model, 10, {"value": 99}) == folders[1]
-    assert json.loads((folders[1] / "state.json").read_text()) == {"step": 10, "value": 1.0}
-    kept.keep({5, 15})
-    assert sorted(path.name for path in kept.folder.iterdir()) == ["step-0000005", "step-0000015"]
-    load_tensors(model, folders[0] / "model.safetensors")

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from whet.engine.callbacks import BestCheckpoint, EarlyStopping, Profiler, Report, State
-from whet.engine.checkpoint import Checkpoints
+from whet.engine.callbacks import Best, EarlyStopping, Profiler, Report, Save, State
+from whet.engine.checkpoint import Checkpoints, damage
+from whet.engine.signals import StopRequest
 from whet.engine.step import StepResult
+from whet.errors import Interrupted
 from whet.evaluation.predictions import Predictions
 from whet.tracking.base import Tracking
 
@@ -37,14 +38,6 @@ def evaluate(callback, values, total=10**6):
 # ---------------------------------------------------------------- best
 
 
-@pytest.fixture
-def best(tmp_path):
-    def make(maximize=True):
-        return BestCheckpoint(nn.Linear(2, 2), Checkpoints(tmp_path / "checkpoints"), "score", maximize)
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("maximize", "values", "step"),
     [
@@ -60,29 +53,67 @@ def best(tmp_path):
         (True, [0.5], 10),
     ],
 )
-def test_the_first_among_equals_and_never_nan(best, tmp_path, maximize, values, step):
-    state = evaluate(best(maximize), values)
+def test_the_first_among_equals_and_never_nan(maximize, values, step):
+    state = evaluate(Best("score", maximize), values)
     assert state.best_step == step
     assert state.best.logits[0, 0] == step // 10
     expected = values[step // 10 - 1]
     assert state.best_value == expected or (math.isnan(expected) and math.isnan(state.best_value))
 
 
-def test_the_best_and_the_last_are_kept(best, tmp_path):
-    callback = best()
-    state, kept = State(), []
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (1, [[10], [20], [20, 30], [20, 40], [50], [50, 60]]),
+        (2, [[10], [10, 20], [20, 30], [20, 30, 40], [40, 50], [50, 60]]),
+    ],
+)
+def test_the_best_and_the_last_are_kept(tmp_path, keep, kept):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def write(folder, state):
+        (folder / "step").write_text(str(state.step))
+
+    callbacks = [Best("score", True), Save(write, checkpoints, StopRequest(), keep)]
+    state, found = State(), []
     for number, value in enumerate([1, 3, 2, 0, 5, 5], 1):
         state.step = number * 10
-        with torch.no_grad():
-            callback.model.weight.fill_(number)
-        callback.on_evaluation(state, {"score": value, "loss": 0.0}, predictions(number))
-        kept.append(sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir()))
-    assert kept == [[10], [20], [20, 30], [20, 40], [50], [50, 60]]
-    from safetensors.torch import load_file
+        for callback in callbacks:
+            callback.on_evaluation(state, {"score": value}, predictions(number))
+        found.append(checkpoints.steps())
+    assert found == kept
+    assert (checkpoints.at(60) / "step").read_text() == "60"
+    assert all(damage(checkpoints.at(step)) is None for step in checkpoints.steps())
 
-    assert load_file(callback.checkpoints.at(50) / "model.safetensors")["weight"].unique().item() == 5
-    facts = json.loads((callback.checkpoints.at(60) / "state.json").read_text())
-    assert (facts["step"], facts["score"], facts["loss"]) == (60, 5, 0.0)
+
+def test_a_best_that_could_not_be_saved_is_not_the_best(tmp_path):
+    """Only what is in a checkpoint can be exported."""
+    full = False
+
+    def write(folder, state):
+        if full:
+            raise OSError(28, "No space left on device")
+
+    callbacks = [Best("score", True), Save(write, Checkpoints(tmp_path / "checkpoints"), StopRequest())]
+    state = State()
+    for step, value in ((10, 1.0), (20, 2.0), (30, 1.5)):
+        full, state.step = step == 20, step
+        for callback in callbacks:
+            callback.on_evaluation(state, {"score": value}, predictions(step))
+    assert (state.best_step, state.best_value) == (30, 1.5)
+
+
+def test_a_request_saves_and_stops(tmp_path):
+    request = StopRequest()
+    save = Save(lambda folder, state: None, Checkpoints(tmp_path / "checkpoints"), request)
+    state = State(step=5)
+    result = StepResult(1.0, 1.0, 1.0, 1, 1)
+    save.on_update(state, result)
+    assert save.checkpoints.steps() == []
+    request.number = 15
+    with pytest.raises(Interrupted, match="after step 5") as caught:
+        save.on_update(state, result)
+    assert (caught.value.exit_code, save.checkpoints.steps()) == (143, [5])
 
 
 # ---------------------------------------------------------------- early stopping

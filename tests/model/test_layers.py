@@ -54,6 +54,7 @@ class Trunk(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.mask = nn.Parameter(torch.zeros(4))
         self.table = nn.Embedding(5, 4)
         self.norm_of_table = nn.LayerNorm(4)
         self.attentions = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
@@ -80,6 +81,7 @@ def test_sibling_lists_are_parts_of_the_same_blocks():
     found = {
         name.removesuffix(".weight"): depth for name, depth in parts.depth.items() if name.endswith("weight")
     }
+    assert parts.depth["trunk.mask"] == 0
     assert found == {
         "heads.0": 4,
         "heads.1": 4,

@@ -18,6 +18,7 @@ EXAMPLES = {
   whet train debug=fast                                      a few steps: does everything run?
   whet train -m peft=none,lora seed=1,2,3                    a grid of six runs
   whet train -m seed=1,2,3 hydra/launcher=joblib             …side by side (pip install 'whet[joblib]')
+  whet train resume=outputs/runs/RUN                         go on with an interrupted run
   whet train optimizer=sgd --cfg job                         show the composed config, run nothing""",
     "evaluate": """
   whet evaluate run=outputs/runs/RUN                         the test split again

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.cli.app import launch, listen, overrides
 from whet.config import Node, build, to_plain
-from whet.errors import WhetError, one_line
+from whet.errors import ConfigError, WhetError, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,6 +32,9 @@ def run(composed: DictConfig) -> Any:
     """
     listen()
     config = to_plain(composed)
+    resumed = _resume(config)
+    if resumed is not None:
+        return resumed
     folder, group = _place(config)
     try:
         return _train(config, folder, group)
@@ -52,6 +55,32 @@ def _train(config: Node, folder: Path | None, group: str | None) -> Any:
     with run.watched():
         outcome = train(parts, ready, run, config, group)
     return outcome if folder is None else outcome.primary
+
+
+def _resume(config: Node) -> Any:
+    """Go on with the run that `resume` names; None where it names none.
+
+    Raises:
+        ConfigError: in a multirun.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from whet.engine.continuing import found, saved_config
+    from whet.engine.run import Run
+    from whet.engine.train import Parts, get_ready, train
+
+    if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError("resume", "one run at a time: leave out -m", config["resume"])
+    folder = found(config)
+    if folder is None:
+        return None
+    told = saved_config(folder, config, overrides())
+    parts = build(told, Parts)()
+    ready = get_ready(parts)
+    run = Run.reopen(folder)
+    with run.watched():
+        return train(parts, ready, run, told, None, resume=True)
 
 
 def _place(config: Node) -> tuple[Path | None, str | None]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from whet.engine.checkpoint import Checkpoints
+from whet.engine.signals import StopRequest
+from whet.engine.step import StepResult
+from whet.errors import Interrupted, WhetError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from whet.engine.step import StepResult
     from whet.evaluation.predictions import Predictions
     from whet.tracking.base import Tracking
 
@@ -30,6 +31,8 @@ class State:
     epoch: float = 0.0
     total: int = 0
     """Updates planned."""
+    evaluated: int = -1
+    """Step of the last evaluation; -1 before the first."""
     best_step: int = 0
     best_value: float = math.nan
     """Primary metric of the best evaluation."""
@@ -55,13 +58,18 @@ class Callback:
     def on_end(self, state: State) -> None:
         """After the last evaluation; not when training fails."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
 
 @dataclass
-class BestCheckpoint(Callback):
-    """Save the weights at every evaluation; keep the best (the first among equals) and the last."""
+class Best(Callback):
+    """Note which evaluation is the best so far, the first among equals."""
 
-    model: nn.Module
-    checkpoints: Checkpoints
     metric: str
     maximize: bool
 
@@ -69,8 +77,6 @@ class BestCheckpoint(Callback):
         value = metrics[self.metric]
         if state.best is None or self._better(value, state.best_value):
             state.best_step, state.best_value, state.best = state.step, value, predictions
-        self.checkpoints.save(self.model, state.step, {"epoch": state.epoch, **metrics})
-        self.checkpoints.keep({state.best_step, state.step})
 
     def _better(self, value: float, best: float) -> bool:
         if math.isnan(value):
@@ -99,6 +105,12 @@ class EarlyStopping(Callback):
             state.stopped = f"validation/{self.metric} has not improved for {self.waited} evaluations"
             log.info("early stop at step %d: %s", state.step, state.stopped)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.best, self.waited = saved["best"], saved["waited"]
+
     def _improves(self, value: float) -> bool:
         gain = value - self.best if self.maximize else self.best - value
         return not math.isnan(value) and (math.isnan(self.best) or gain > self.min_delta)
@@ -125,6 +137,12 @@ class Report(Callback):
         self.tracking.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
         self.since = time.perf_counter()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"pending": [asdict(result) for result in self.pending]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.pending = [StepResult(**result) for result in saved["pending"]]
+
     def _send(self, state: State) -> None:
         """Means since the last time; evaluation time doesn't count."""
         if not self.pending:
@@ -141,6 +159,69 @@ class Report(Callback):
         self.tracking.log(figures, state.step)
         self.pending.clear()
         self.since = time.perf_counter()
+
+
+@dataclass
+class Save(Callback):
+    """Save everything at each evaluation, every so many updates, and when a signal asks for the end.
+
+    The last callback: what a checkpoint holds has been logged. The best checkpoint and the last `keep` stay.
+    """
+
+    write: Callable[[Path, State], None]
+    """Fills a checkpoint's folder."""
+    checkpoints: Checkpoints
+    request: StopRequest
+    keep: int = 2
+    every: int | None = None
+    on_error: Literal["go_on", "stop"] = "go_on"
+    """When a checkpoint can't be written (disk full): keep the last good one and go on, or stop."""
+    saved: int = -1
+    """Step of the last checkpoint that was written."""
+    best: tuple[int, float, Predictions | None] = (0, math.nan, None)
+    """Best evaluation that is in a checkpoint."""
+
+    def on_start(self, state: State) -> None:
+        self.best = (state.best_step, state.best_value, state.best)
+        self.saved = state.step if state.step else -1
+
+    def on_update(self, state: State, result: StepResult) -> None:
+        if self.request or (self.every is not None and state.step % self.every == 0):
+            self._save(state)
+        self._stop_if_asked(state)
+
+    def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
+        self._save(state)
+        self._stop_if_asked(state)
+
+    def _stop_if_asked(self, state: State) -> None:
+        if self.request:
+            where = (
+                f"its state is in {self.checkpoints.at(self.saved)}"
+                if self.saved >= 0
+                else "nothing is saved"
+            )
+            raise Interrupted(self.request.number, f"interrupted after step {state.step}; {where}")
+
+    def _save(self, state: State) -> None:
+        try:
+            self.checkpoints.save(state.step, lambda folder: self.write(folder, state))
+        except OSError as error:
+            self._failed(state, error)
+            return
+        self.saved = state.step
+        self.best = (state.best_step, state.best_value, state.best)
+        recent = self.checkpoints.steps()[-self.keep :]
+        self.checkpoints.keep({*recent, state.best_step, state.step})
+
+    def _failed(self, state: State, error: OSError) -> None:
+        """The best evaluation is only one that can be exported: fall back to the best that was saved."""
+        state.best_step, state.best_value, state.best = self.best
+        last = f"step {self.saved} is kept" if self.saved >= 0 else "there is none yet"
+        problem = f"the checkpoint of step {state.step} can't be written ({error}); {last}"
+        if self.on_error == "stop":
+            raise WhetError(problem) from None
+        log.warning("%s; going on", problem)
 
 
 @dataclass

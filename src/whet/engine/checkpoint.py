@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from whet.errors import RunError, one_line
 from whet.peft.base import trained_names
@@ -15,6 +18,8 @@ from whet.peft.base import trained_names
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+log = logging.getLogger("whet.engine")
 
 
 def is_complete(model: nn.Module) -> bool:
@@ -71,9 +76,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise RunError(f"{path}: damaged ({one_line(error)})") from None
 
 
+MANIFEST = "manifest.json"
+
+
 @dataclass
 class Checkpoints:
-    """`checkpoints/step-000123/`: weights and where they come from; the best and the last are kept."""
+    """`checkpoints/step-0000123/`, each whole or not there: files, then a manifest with their SHA-256."""
 
     folder: Path
 
@@ -81,21 +89,97 @@ class Checkpoints:
         """Folder of one step."""
         return self.folder / f"step-{step:07d}"
 
-    def save(self, model: nn.Module, step: int, facts: dict[str, Any]) -> Path:
-        """Write aside, then rename."""
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a folder aside, sync it to disk, then rename it once.
+
+        Raises:
+            OSError: it can't be written; nothing is left of it, and older checkpoints are untouched.
+        """
         target = self.at(step)
-        if target.exists():
-            return target
         aside = self.folder / f".{target.name}.{os.getpid()}"
-        aside.mkdir(parents=True)
-        save_tensors(model, aside / "model.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf-8")
-        aside.rename(target)
+        try:
+            aside.mkdir(parents=True)
+            write(aside)
+            _seal(aside)
+            if target.exists():  # the same step again, after a resume
+                shutil.rmtree(target)
+            aside.rename(target)
+            _sync(self.folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         return target
 
     def keep(self, steps: set[int]) -> None:
-        """Remove all others."""
+        """Remove all others, and what a killed process left half-written."""
         wanted = {self.at(step).name for step in steps}
-        for path in self.folder.glob("step-*"):
+        for path in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:
             if path.name not in wanted:
                 shutil.rmtree(path)
+
+    def finish(self, best: int, without: set[str]) -> None:
+        """A finished run keeps its best weights; what only a resume needs is removed."""
+        self.keep({best})
+        for name in without:
+            (self.at(best) / name).unlink(missing_ok=True)
+        _seal(self.at(best))
+
+    def steps(self) -> list[int]:
+        """Steps that have a folder, oldest first."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+
+    def good(self) -> Iterator[int]:
+        """Steps whose files are what their manifest says, newest first; damaged ones are named in the log."""
+        for step in reversed(self.steps()):
+            problem = damage(self.at(step))
+            if problem is None:
+                yield step
+            else:
+                log.warning("checkpoint %s is not used: %s", self.at(step), problem)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, None if every file is what the manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = dict(manifest["sha256"])
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    if manifest.get("self") != _digest_of(expected):
+        return f"{MANIFEST} is damaged"
+    for name, sha256 in expected.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_sha256(folder / name) != sha256:
+            return f"{name} is damaged (its SHA-256 differs)"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(hashes: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest and bring every file to the disk."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    hashes = {path.name: file_sha256(path) for path in files}
+    manifest = {"sha256": hashes, "self": _digest_of(hashes)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

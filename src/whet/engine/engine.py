@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from whet.config import Component
 from whet.data.batching import Batching
@@ -39,6 +39,12 @@ class Engine(Component):
     """Stop after so many evaluations without improvement; null never stops early."""
     min_delta: NonNegativeFloat = 0.0
     """What counts as an improvement of the primary metric."""
+    checkpoint_every: Duration | None = None
+    """Save the whole state after so much training, beside every evaluation; null: at evaluations only."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept, beside the best."""
+    on_save_error: Literal["go_on", "stop"] = "go_on"
+    """When a checkpoint can't be written (disk full): go on with the last good one kept, or stop."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None
@@ -60,8 +66,15 @@ class Engine(Component):
             torch.set_num_threads(self.threads)
         return Amp.of(self.precision, pick_device(self.device))
 
-    def fit(self, plan: Plan, stepper: Stepper, evaluator: Evaluator, callbacks: list[Callback]) -> State:
-        """Run the loop."""
+    def fit(
+        self,
+        plan: Plan,
+        stepper: Stepper,
+        evaluator: Evaluator,
+        callbacks: list[Callback],
+        state: State | None,
+    ) -> State:
+        """Run the loop, from `state` on if it is given."""
         from whet.engine.loop import fit
 
-        return fit(plan, stepper, evaluator, callbacks, plan.evaluations(self.evaluate_every))
+        return fit(plan, stepper, evaluator, callbacks, plan.evaluations(self.evaluate_every), state)

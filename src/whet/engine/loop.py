@@ -20,27 +20,37 @@ def fit(
     evaluator: Evaluator,
     callbacks: Sequence[Callback],
     evaluations: frozenset[int],
+    state: State | None = None,
 ) -> State:
     """Train through `plan`, evaluating after the updates numbered in `evaluations`, and always at the end.
 
+    Args:
+        plan: all updates of the run.
+        stepper: makes them.
+        evaluator: of the validation split.
+        callbacks: their hooks are called in this order.
+        evaluations: numbers of finished updates.
+        state: where to go on; None starts anew.
+
     Raises:
         NonFiniteError: from a step.
+        Interrupted: a signal asked for the end.
     """
-    state = State(total=plan.total)
+    state = state or State(total=plan.total)
     for callback in callbacks:
         callback.on_start(state)
-    for update in plan:
+    for update in plan.after(state.step):
         # evaluate and save
-        if state.step in evaluations:
+        if state.step in evaluations and state.evaluated != state.step:
             _evaluate(state, stepper, evaluator, callbacks)
-            if state.stopped:
-                break
+        if state.stopped:
+            break
         # one training step
         result = stepper.update(update)
         state.step, state.epoch = update.step + 1, update.epoch
         for callback in callbacks:
             callback.on_update(state, result)
-    if not state.stopped:
+    if state.evaluated != state.step:
         _evaluate(state, stepper, evaluator, callbacks)
     for callback in callbacks:
         callback.on_end(state)
@@ -50,5 +60,6 @@ def fit(
 def _evaluate(state: State, stepper: Stepper, evaluator: Evaluator, callbacks: Sequence[Callback]) -> None:
     predictions = evaluator.predict(stepper.model)
     metrics = evaluator.metrics(predictions)
+    state.evaluated = state.step
     for callback in callbacks:
         callback.on_evaluation(state, metrics, predictions)

@@ -81,11 +81,18 @@ class Plan:
         return self.batching.windows(self.lengths, self.accumulate, rng)
 
     def __iter__(self) -> Iterator[Update]:
-        step = 0
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[Update]:
+        """Updates that follow when `done` are finished; earlier epochs cost nothing."""
+        start = 0
         for epoch, count in enumerate(self.counts):
-            for place, window in enumerate(self.windows(epoch)[: self.total - step], 1):
-                yield Update(step, epoch + place / count, window)
-                step += 1
+            end = min(start + count, self.total)
+            if done < end:
+                windows = self.windows(epoch)
+                for step in range(max(start, done), end):
+                    yield Update(step, epoch + (step - start + 1) / count, windows[step - start])
+            start += count
 
     def evaluations(self, every: Duration) -> frozenset[int]:
         """Numbers of finished updates at which to evaluate; the end is always among them.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.config import Node, save
-from whet.errors import RunError, WhetError, one_line
+from whet.errors import Interrupted, RunError, WhetError, one_line
 from whet.secrets import mask, mask_text
 
 log = logging.getLogger("whet")
@@ -56,6 +56,10 @@ def stamp() -> str:
     return datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
 
 
+BYSTANDERS = ("paths", "name", "tags", "tracking", "resume")
+"""Parts of a config that don't change what a run computes."""
+
+
 @dataclass
 class Run:
     """One run folder and what is known of the run so far."""
@@ -84,6 +88,21 @@ class Run:
         )
         return run
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Run:
+        """The record of a run that goes on; what differs from last time is named in the log."""
+        run = cls(folder, read_record(folder))
+        for what, facts in (("versions", versions()), ("hardware", hardware())):
+            before = run.record.get(what, {})
+            for name in sorted({*facts, *before} - {"host", "memory_gb"}):
+                if facts.get(name) != before.get(name):
+                    log.warning(
+                        "resuming with another %s: %s, was %s", name, facts.get(name), before.get(name)
+                    )
+        resumed = [*run.record.get("resumed", []), datetime.now(UTC).isoformat(timespec="seconds")]
+        run.update(status="running", reason="", pid=os.getpid(), resumed=resumed)
+        return run
+
     def update(self, **facts: Any) -> None:
         """Merge `facts` into the record and write it, whole or not at all."""
         for name, value in facts.items():
@@ -108,7 +127,11 @@ class Run:
             yield
             status = "finished"
         except KeyboardInterrupt:
-            status, reason = "interrupted", "Ctrl-C"
+            status, reason = "interrupted", "stopped at once"
+            raise
+        except Interrupted as error:
+            status, reason = "interrupted", one_line(error)
+            print(f"to go on: whet train resume={self.folder}", file=sys.stderr)
             raise
         except BaseException as error:
             reason = one_line(f"{type(error).__name__}: {error}")
@@ -160,9 +183,7 @@ def read_record(folder: Path) -> Node:
 
 def config_hash(config: Node) -> str:
     """SHA-256 of the resolved config, without where it is read and written and what it is called."""
-    told = {
-        name: value for name, value in config.items() if name not in ("paths", "name", "tags", "tracking")
-    }
+    told = {name: value for name, value in config.items() if name not in BYSTANDERS}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 

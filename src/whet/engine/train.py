@@ -23,12 +23,16 @@ from whet.engine.assemble import (
     prepare,
     seed_everything,
 )
-from whet.engine.callbacks import BestCheckpoint, Callback, EarlyStopping, Profiler, Report, State
-from whet.engine.checkpoint import Checkpoints
+from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Report, Save, State
+from whet.engine.checkpoint import Checkpoints, damage
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
+from whet.engine.plan import Plan
+from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, write
 from whet.engine.run import Run
-from whet.errors import RunError
+from whet.engine.signals import StopRequest
+from whet.engine.step import Stepper
+from whet.errors import Interrupted, RunError
 from whet.model.encoder import Encoder, Loaded
 from whet.paths import Paths
 from whet.peft.base import apply
@@ -77,6 +81,8 @@ class Parts:
     """Of the run folder; null makes one of time, task, model, method and seed."""
     tags: list[str] = field(default_factory=list)
     """For W&B."""
+    resume: str | None = None
+    """A run folder to go on with; `auto`: the newest unfinished run of this very config, if there is one."""
 
     def __post_init__(self) -> None:
         self.engine = self.debug.engine(self.engine)
@@ -105,8 +111,15 @@ def get_ready(parts: Parts) -> Ready:
     return Ready(data, loaded, apply(parts.peft, loaded), amp)
 
 
-def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None) -> Outcome:
-    """Train, keep the best, test it, report."""
+def train(
+    parts: Parts, ready: Ready, run: Run, config: Node, group: str | None, resume: bool = False
+) -> Outcome:
+    """Train, keep the best, test it, report; with `resume` from the run's newest good checkpoint on.
+
+    Raises:
+        Interrupted: a signal asked for the end; the state is saved.
+        RunError: the data isn't what the run was trained on.
+    """
     plan = make_plan(ready.data, parts.engine, parts.debug, parts.seed)
     stepper = make_stepper(
         ready.model, ready.data, ready.loaded, parts.engine, plan, ready.amp,
@@ -114,6 +127,8 @@ def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None)
     )  # fmt: skip
     table, sizes = describe_trained(ready.model, ready.loaded.new)
     log.info("%s\n%s", describe_data(ready.data, plan), table)
+    if resume:
+        _same_data(run, ready)
     run.update(
         max_length=max_length(parts.task, ready.loaded),
         trainable=sizes,
@@ -125,12 +140,17 @@ def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None)
         s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
         for s in ("validation", "test")
     }
-    checkpoints = Checkpoints(run.folder / "checkpoints")
-    parts.tracking.start(_info(parts, run, config, plan.total, group))
+    checkpoints, request = Checkpoints(run.folder / "checkpoints"), StopRequest()
+    callbacks = _callbacks(parts, plan, stepper, checkpoints, request, run.folder)
+    state = restore_newest(checkpoints, stepper, callbacks) if resume else None
+    log.info("resuming after step %d of %d", state.step if state else 0, plan.total) if resume else None
+    parts.tracking.start(
+        _info(parts, run, config, plan.total, group, (state.step if state else 0) if resume else None)
+    )
     try:
         started = time.perf_counter()
-        callbacks = _callbacks(parts, ready.model, checkpoints, run.folder)
-        state = parts.engine.fit(plan, stepper, judges["validation"], callbacks)
+        with request.listening():
+            state = parts.engine.fit(plan, stepper, judges["validation"], callbacks, state)
         run.update(
             timings={"train_s": round(time.perf_counter() - started, 3)},
             steps=state.step,
@@ -138,23 +158,34 @@ def train(parts: Parts, ready: Ready, run: Run, config: Node, group: str | None)
         )
         outcome = _conclude(parts, ready, run, config, state, judges, checkpoints)
     except BaseException as error:
-        parts.tracking.finish(
-            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", {"reason": str(error)}
-        )
+        stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
+        parts.tracking.finish("interrupted" if stopped else "failed", {"reason": str(error)})
         raise
     parts.tracking.finish("finished", {**outcome.metrics, **sizes})
+    checkpoints.finish(state.best_step, {TRAINING})
     return outcome
 
 
-def _callbacks(parts: Parts, model: nn.Module, checkpoints: Checkpoints, folder: Path) -> list[Callback]:
+def _callbacks(
+    parts: Parts, plan: Plan, stepper: Stepper, checkpoints: Checkpoints, request: StopRequest, folder: Path
+) -> list[Callback]:
+    """In the order of their hooks; what is saved last has been logged."""
     metric = str(parts.task.primary)
     maximize = parts.task.directions()[metric] == "maximize"
-    found: list[Callback] = [BestCheckpoint(model, checkpoints, metric, maximize), Report(parts.tracking)]
+    found: list[Callback] = [Best(metric, maximize)]
     if parts.engine.patience is not None:
         found.append(EarlyStopping(metric, maximize, parts.engine.patience, parts.engine.min_delta))
+    found.append(Report(parts.tracking))
     if parts.debug.profile:
         found.append(Profiler(folder))
-    return found
+    often = parts.engine.checkpoint_every
+    every = None if often is None else max(1, often.steps(plan.per_epoch, plan.total))
+
+    def save(place: Path, state: State) -> None:
+        write(place, stepper, state, found)
+
+    keep, on_error = parts.engine.keep, parts.engine.on_save_error
+    return [*found, Save(save, checkpoints, request, keep, every, on_error)]
 
 
 def _conclude(
@@ -168,7 +199,10 @@ def _conclude(
 ) -> Outcome:
     """Export the best checkpoint, load it back, compare, test."""
     folder = run.folder / "model"
-    weights = checkpoints.at(state.best_step) / "model.safetensors"
+    weights = checkpoints.at(state.best_step) / WEIGHTS
+    problem = damage(weights.parent)
+    if problem is not None:
+        raise RunError(f"{weights.parent}: the best checkpoint can't be exported: {problem}")
     artifact.export(folder, weights, ready.model, ready.loaded, config, ready.data.corpus.label_names)
     best = artifact.load(folder, parts.paths).model.to(ready.amp.device)
     compare_reloaded(best, judges["validation"], state)
@@ -249,7 +283,9 @@ def _curves(folder: Path, task: Task) -> None:
         )
 
 
-def _info(parts: Parts, run: Run, config: Node, total: int, group: str | None) -> RunInfo:
+def _info(
+    parts: Parts, run: Run, config: Node, total: int, group: str | None, resumed: int | None
+) -> RunInfo:
     from whet.secrets import mask
 
     return RunInfo(
@@ -259,10 +295,19 @@ def _info(parts: Parts, run: Run, config: Node, total: int, group: str | None) -
         group=group,
         tags=tuple(parts.tags),
         total_steps=total,
+        resumed_after=resumed,
         directions={
             f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()
         },
     )
+
+
+def _same_data(run: Run, ready: Ready) -> None:
+    """A run goes on only on the rows, in the order, that it was trained on."""
+    before, now = run.record.get("hashes", {}).get("data"), ready.data.hashes()
+    for split in now:
+        if before is not None and before.get(split) != now[split]:
+            raise RunError(f"{run.folder}: the {split} rows aren't those of the run any more; start anew")
 
 
 def _hashes(ready: Ready) -> dict[str, Any]:

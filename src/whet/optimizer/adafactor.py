@@ -33,8 +33,8 @@ def adafactor(
         lr: learning rate at the schedule's height.
         weight_decay: share of a weight taken off at each update, times the learning rate; none off biases
             and norms.
-        layer_decay: each block below the top learns at this share of the one above.
-        head_lr: learning rate of the head; null: the same as the top block.
+        layer_decay: each block learns at this share of what stands above it; the head at lr.
+        head_lr: learning rate of the head; null: lr itself.
         beta2_decay: after t updates the older second moments count 1 - t ** beta2_decay.
         clip: largest root mean square of an update (the paper's d).
     """

@@ -28,8 +28,8 @@ def adam(
     Args:
         lr: learning rate at the schedule's height.
         weight_decay: L2 penalty added to the gradient; biases and norms get none.
-        layer_decay: each block below the top learns at this share of the one above.
-        head_lr: learning rate of the head; null: the same as the top block.
+        layer_decay: each block learns at this share of what stands above it; the head at lr.
+        head_lr: learning rate of the head; null: lr itself.
         betas: decay of the running mean and of the running square.
         eps: added to the root of the running square.
         implementation: torch's fused kernel, its grouped one, or one tensor after the other (same update).

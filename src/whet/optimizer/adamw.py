@@ -29,8 +29,8 @@ def adamw(
         lr: learning rate at the schedule's height.
         weight_decay: share of a weight taken off at each update, times the learning rate; none off biases
             and norms.
-        layer_decay: each block below the top learns at this share of the one above.
-        head_lr: learning rate of the head; null: the same as the top block.
+        layer_decay: each block learns at this share of what stands above it; the head at lr.
+        head_lr: learning rate of the head; null: lr itself.
         betas: decay of the running mean and of the running square.
         eps: added to the root of the running square.
         implementation: torch's fused kernel, its grouped one, or one tensor after the other (same update).

@@ -29,8 +29,8 @@ def sgd(
     Args:
         lr: learning rate at the schedule's height.
         weight_decay: L2 penalty added to the gradient; biases and norms get none.
-        layer_decay: each block below the top learns at this share of the one above.
-        head_lr: learning rate of the head; null: the same as the top block.
+        layer_decay: each block learns at this share of what stands above it; the head at lr.
+        head_lr: learning rate of the head; null: lr itself.
         momentum: share of the last update kept.
         nesterov: look ahead (Sutskever et al., 2013).
         implementation: torch's fused kernel, its grouped one, or one tensor after the other (same update).

@@ -29,6 +29,8 @@ class RunInfo:
     tags: tuple[str, ...] = ()
     total_steps: int = 0
     """Optimizer updates planned (0: unknown); progress and ETA count against it."""
+    resumed_after: int | None = None
+    """Updates that were done when an interrupted run goes on; later lines of its logs are to be dropped."""
     directions: Mapping[str, str] = field(default_factory=dict)
     """Metric name → `maximize` or `minimize`, as the task declares it."""
 

@@ -35,6 +35,8 @@ class Jsonl(Sink):
         path = run.folder / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
+        if run.resumed_after is not None:
+            _drop_later(path, run.resumed_after)
         self._stream = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -71,6 +73,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     *whole, _torn = path.read_text(encoding="utf-8").split("\n")
     return [{name: _number(value) for name, value in json.loads(line).items()} for line in whole if line]
+
+
+def _drop_later(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    aside.replace(path)
 
 
 def _plain(value: float) -> int | float | str:

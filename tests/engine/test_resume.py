@@ -1,0 +1,364 @@
+"""A run that was stopped anywhere goes on to exactly the same end: weights, optimizer, log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whet.cli.main import main
+from whet.engine.callbacks import Save
+from whet.engine.checkpoint import Checkpoints, damage
+from whet.evaluation.predictions import Predictions
+from whet.tracking.jsonl import read_metrics
+
+TIMING = ("time", "train/tokens_per_second")
+
+
+@pytest.fixture
+def keys(quick):
+    """Two accumulated micro-batches an update, dropout on, a schedule that falls, a log line each update."""
+    return [
+        *[item for item in quick if not item.startswith(("engine.duration", "tracking"))],
+        "tracking=local", "tracking.sinks.console.progress=off", "tracking.log_every=3", "engine.duration=5ep",
+        "engine.batching.size=4", "engine.accumulate=2", "engine.evaluate_every=4st", "engine.patience=4",
+        "engine.checkpoint_every=3st", "engine.precision=fp32", "optimizer.lr=3e-3",
+    ]  # fmt: skip
+
+
+def folder_of(workplace: Path, name: str) -> Path:
+    return workplace / "outputs" / "runs" / name
+
+
+def log_of(folder: Path) -> list[dict]:
+    """metrics.jsonl without what a clock says."""
+    return [
+        {k: v for k, v in line.items() if k not in TIMING} for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def end_of(folder: Path) -> tuple:
+    """All that a finished run says: weights, logits, log, figures."""
+    weights = next((folder / "model").glob("*.safetensors"))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    return (
+        hashlib.sha256(weights.read_bytes()).hexdigest(),
+        Predictions.load(folder / "predictions" / "test.npz").logits.tobytes(),
+        Predictions.load(folder / "predictions" / "validation.npz").logits.tobytes(),
+        log_of(folder), record["metrics"], record["best"], record["steps"],
+    )  # fmt: skip
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing after it runs."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Make the run die after so many updates (no handler, no farewell), once."""
+    from whet.engine.step import Stepper
+
+    def arm(step: int) -> None:
+        whole = Stepper.update
+
+        def update(self, update):
+            if update.step == step:
+                monkeypatch.setattr(Stepper, "update", whole)
+                raise Killed
+            return whole(self, update)
+
+        monkeypatch.setattr(Stepper, "update", update)
+
+    return arm
+
+
+def train(*arguments: str) -> int:
+    return main(["train", *arguments])
+
+
+def killed_run(workplace: Path, keys: list[str], name: str, kill_at, step: int, *more: str) -> Path:
+    kill_at(step)
+    with pytest.raises(Killed):
+        train(*keys, f"name={name}", *more)
+    return folder_of(workplace, name)
+
+
+@pytest.fixture
+def whole(workplace, keys):
+    """The uninterrupted run."""
+    assert train(*keys, "name=whole") == 0
+    return end_of(folder_of(workplace, "whole"))
+
+
+def test_stopped_anywhere_ends_the_same(workplace, keys, whole, kill_at):
+    """Before the first checkpoint, on and between checkpoints and evaluations, at epoch ends, at the end."""
+    for step in (1, 3, 4, 5, 6, 8, 11, 12, 13):
+        folder = killed_run(workplace, keys, f"k{step}", kill_at, step)
+        assert train(f"resume={folder}") == 0
+        assert end_of(folder) == whole, step
+
+
+def test_stopped_again_and_again(workplace, keys, whole, kill_at):
+    folder = killed_run(workplace, keys, "again", kill_at, 4)
+    for step in (5, 7, 10):
+        kill_at(step)
+        with pytest.raises(Killed):
+            train(f"resume={folder}")
+    assert train(f"resume={folder}") == 0
+    assert end_of(folder) == whole
+    assert len(json.loads((folder / "run.json").read_text())["resumed"]) == 4
+
+
+@pytest.mark.parametrize("method", ["lora", "top_layers", "bitfit"])
+@pytest.mark.parametrize("form", ["folder", "auto"])
+def test_every_method_and_both_forms(workplace, keys, kill_at, method, form):
+    mine = [*keys, f"peft={method}"]
+    assert train(*mine, "name=whole") == 0
+    folder = killed_run(workplace, mine, "killed", kill_at, 7)
+    assert train(*([f"resume={folder}"] if form == "folder" else [*mine, "resume=auto"])) == 0
+    assert end_of(folder) == end_of(folder_of(workplace, "whole"))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor"])
+def test_every_optimizer(workplace, keys, kill_at, optimizer):
+    mine = [*[item for item in keys if not item.startswith("optimizer")], f"optimizer={optimizer}"]
+    assert train(*mine, "name=whole") == 0
+    folder = killed_run(workplace, mine, "killed", kill_at, 7)
+    assert train(f"resume={folder}") == 0
+    assert end_of(folder) == end_of(folder_of(workplace, "whole"))
+
+
+def test_auto_starts_anew_where_nothing_fits(workplace, keys, kill_at):
+    folder = killed_run(workplace, keys, "killed", kill_at, 7)
+    assert train(*keys, "seed=2", "resume=auto", "name=other") == 0
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert json.loads((folder_of(workplace, "other") / "run.json").read_text())["seed"] == 2
+
+
+# ------------------------------------------------------------------ damage
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place // 8 % len(data)] ^= 1 << (place % 8)
+    path.write_bytes(data)
+
+
+def wound(path: Path, how: str, rng: random.Random) -> None:
+    if how == "flip":
+        flip(path, rng.randrange(path.stat().st_size * 8))
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "delete"])
+def test_damage_is_named_and_the_previous_checkpoint_used(workplace, keys, whole, kill_at, how, caplog):
+    folder = killed_run(workplace, keys, "killed", kill_at, 10)
+    newest = Checkpoints(folder / "checkpoints").at(9)
+    files = sorted(path.name for path in newest.iterdir())
+    assert len(files) == 5
+    rng = random.Random(0)
+    for name in files:
+        copy = folder_of(workplace, f"{how}-{name}")
+        shutil.copytree(folder, copy)
+        wound(copy / "checkpoints" / newest.name / name, how, rng)
+        caplog.clear()
+        assert train(f"resume={copy}") == 0
+        assert any("step-0000009 is not used" in line.message for line in caplog.records)
+        assert end_of(copy) == whole, name
+
+
+def test_every_flipped_bit_is_found(workplace, keys, kill_at):
+    folder = killed_run(workplace, keys, "killed", kill_at, 4)
+    place = Checkpoints(folder / "checkpoints").at(3)
+    rng = random.Random(1)
+    assert damage(place) is None
+    for path in sorted(place.iterdir()):
+        kept = path.read_bytes()
+        for _ in range(12):
+            flip(path, rng.randrange(len(kept) * 8))
+            assert damage(place) is not None, path.name
+            path.write_bytes(kept)
+    assert damage(place) is None
+
+
+def test_all_checkpoints_damaged_starts_from_the_beginning(workplace, keys, whole, kill_at):
+    folder = killed_run(workplace, keys, "killed", kill_at, 10)
+    for path in (folder / "checkpoints").glob("step-*/state.json"):
+        path.unlink()
+    assert train(f"resume={folder}") == 0
+    assert end_of(folder) == whole
+
+
+def test_half_written_checkpoints_are_never_seen(workplace, keys, whole, kill_at, monkeypatch):
+    """Die at every file boundary inside a save."""
+    from whet.engine import checkpoint
+
+    sync = checkpoint._sync
+    for boundary in range(0, 8):
+        calls = iter(range(10_000))
+
+        def fail(path, calls=calls, boundary=boundary):
+            if next(calls) == 7 + boundary:  # within the second save
+                raise Killed
+            sync(path)
+
+        monkeypatch.setattr(checkpoint, "_sync", fail)
+        with pytest.raises(Killed):
+            train(*keys, f"name=b{boundary}")
+        monkeypatch.setattr(checkpoint, "_sync", sync)
+        folder = folder_of(workplace, f"b{boundary}")
+        assert train(f"resume={folder}") == 0
+        assert end_of(folder) == whole, boundary
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(workplace, keys, monkeypatch, caplog):
+    save = Checkpoints.save
+
+    def full(self, step, write):
+        if step in (6, 8, 9):
+            raise OSError(28, "No space left on device")
+        return save(self, step, write)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    assert train(*keys, "name=on") == 0
+    told = [line.message for line in caplog.records if "can't be written" in line.message]
+    assert [line.split("step ")[1].split()[0] for line in told] == ["6", "8", "9"]
+    assert json.loads((folder_of(workplace, "on") / "run.json").read_text())["best"]["step"] not in (6, 8, 9)
+    assert train(*keys, "name=off", "engine.on_save_error=stop") == 1
+    record = json.loads((folder_of(workplace, "off") / "run.json").read_text())
+    assert (record["status"], "step 6" in record["reason"]) == ("failed", True)
+
+
+def test_keep_limits_the_checkpoints(workplace, keys, kill_at):
+    for keep in (1, 3):
+        folder = killed_run(workplace, keys, f"keep{keep}", kill_at, 11, f"engine.keep={keep}")
+        found = Checkpoints(folder / "checkpoints")
+        states = json.loads((found.at(found.steps()[-1]) / "state.json").read_text())["state"]
+        assert set(found.steps()) == {*[3, 4, 6, 8, 9][-keep:], states["best_step"]}
+
+
+# ------------------------------------------------------------------ what may differ
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.lr=1e-5", "optimizer.lr=1e-05: would change the run, which has 0.003"),
+        ("seed=5", "seed=5: would change the run"),
+        ("peft=lora", "peft._target_=whet.peft.lora.lora: would change the run"),
+        ("engine.duration=9ep", "engine.duration=9ep: would change the run"),
+    ],
+)
+def test_overrides_that_change_the_run_are_refused(workplace, keys, kill_at, override, told, capsys):
+    folder = killed_run(workplace, keys, "killed", kill_at, 4)
+    assert train(f"resume={folder}", override) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_trackers_may_differ(workplace, keys, kill_at):
+    folder = killed_run(workplace, keys, "killed", kill_at, 4)
+    assert train(f"resume={folder}", "tracking=none") == 0
+
+
+def test_changed_data_is_refused(workplace, keys, kill_at, capsys):
+    folder = killed_run(workplace, keys, "killed", kill_at, 4)
+    text = (workplace / "own.csv").read_text()
+    (workplace / "own.csv").write_text(text.replace("film 10,", "movie 10,"))
+    assert train(f"resume={folder}") == 2
+    assert "rows aren't those of the run any more" in capsys.readouterr().err
+
+
+def test_what_can_not_go_on(workplace, keys, capsys):
+    assert train("resume=outputs/runs/nothing") == 2
+    assert train(*keys, "engine.duration=1st", "name=done") == 0
+    assert train(f"resume={folder_of(workplace, 'done')}") == 2
+    assert "is finished" in capsys.readouterr().err
+    assert train("-m", f"resume={folder_of(workplace, 'done')}", "seed=1,2") == 2
+
+
+def test_a_finished_run_keeps_no_training_state(workplace, keys):
+    assert train(*keys, "name=done") == 0
+    found = Checkpoints(folder_of(workplace, "done") / "checkpoints")
+    assert len(found.steps()) == 1
+    place = found.at(found.steps()[0])
+    assert damage(place) is None
+    assert not (place / "training.safetensors").exists()
+
+
+# ------------------------------------------------------------------ signals and real processes
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_stop_between_updates(workplace, keys, number, code):
+    mine = [*keys, "engine.duration=60ep", "engine.patience=null"]
+    assert train(*mine, "name=whole") == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "whet", "train", *mine, "name=sig"],
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )
+    folder = folder_of(workplace, "sig")
+    wait_for(lambda: (folder / "checkpoints").is_dir() and Checkpoints(folder / "checkpoints").steps())
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert f"whet train resume={folder}" in told
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert train(f"resume={folder}") == 0
+    assert end_of(folder) == end_of(folder_of(workplace, "whole"))
+
+
+def test_killed_processes_go_on_by_themselves(workplace, keys):
+    """kill -9 at random moments, `resume=auto` until the end: the short form of `make chaos`."""
+    mine = [*keys, "engine.duration=40ep", "engine.patience=null"]
+    assert train(*mine, "name=whole") == 0
+    rng = random.Random(7)
+    command = [sys.executable, "-m", "whet", "train", *mine, "name=chaos", "resume=auto"]
+    folder = folder_of(workplace, "chaos")
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        before = os.path.getmtime(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else 0
+        wait_for(
+            lambda before=before: (
+                (folder / "metrics.jsonl").exists() and os.path.getmtime(folder / "metrics.jsonl") > before
+            )
+        )
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        process.wait()
+    assert train(*command[4:]) == 0
+    assert end_of(folder) == end_of(folder_of(workplace, "whole"))
+
+
+def test_save_is_the_last_callback(workplace, keys, monkeypatch):
+    """A checkpoint must not be older than the log: what it holds has been logged."""
+    from whet.engine import train as story
+
+    seen = []
+    inner = story._callbacks
+    monkeypatch.setattr(story, "_callbacks", lambda *a: seen.append(inner(*a)) or seen[-1])
+    assert train(*keys, "name=order") == 0
+    assert isinstance(seen[0][-1], Save)
+    assert np.sum([isinstance(item, Save) for item in seen[0]]) == 1
