@@ -8,7 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import logging
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,18 @@ QUICK = ["task=mine", "model=tiny", "tracking=none", "engine.threads=1", "engine
 def quick() -> list[str]:
     """Overrides for a run of about a second."""
     return list(QUICK)
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """Every message that whet logs during the test."""
+    found: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    ear = Ear()
+    logging.getLogger("whet").addHandler(ear)
+    yield found
+    logging.getLogger("whet").removeHandler(ear)

@@ -78,7 +78,7 @@ def _resume(config: Node) -> Any:
     told = saved_config(folder, config, overrides())
     parts = build(told, Parts)()
     ready = get_ready(parts)
-    run = Run.reopen(folder)
+    run = Run.reopen(folder, exact=parts.engine.deterministic)
     with run.watched():
         return train(parts, ready, run, told, None, resume=True)
 

@@ -144,6 +144,7 @@ def make_stepper(
         amp=amp,
         clip=engine.clip,
         folder=folder,
+        on_nan=engine.on_nan,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +46,10 @@ class Engine(Component):
     """Newest checkpoints kept, beside the best."""
     on_save_error: Literal["go_on", "stop"] = "go_on"
     """When a checkpoint can't be written (disk full): go on with the last good one kept, or stop."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that isn't finite ends training, or its update is left out (ten in a row end it)."""
+    deterministic: bool = False
+    """Only deterministic kernels (slower on GPUs; the CPU's are), and no resume under other versions."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None
@@ -64,6 +69,10 @@ class Engine(Component):
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.benchmark = False
         return Amp.of(self.precision, pick_device(self.device))
 
     def fit(

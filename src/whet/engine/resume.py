@@ -42,6 +42,7 @@ def write(folder: Path, stepper: Stepper, state: State, callbacks: Sequence[Call
         "state": counters(state),
         "optimizer": groups,
         "scaler": stepper.scaler.state_dict(),
+        "stepper": {"pieces": stepper.pieces, "skipped": stepper.skipped},
         "random": seeds,
         "callbacks": {type(item).__name__: item.state_dict() for item in callbacks},
     }
@@ -61,6 +62,7 @@ def read(folder: Path, stepper: Stepper, callbacks: Sequence[Callback]) -> State
     tensors = load_file(folder / TRAINING)
     _restore_optimizer(stepper.optimizer, tensors, facts["optimizer"], folder)
     stepper.scaler.load_state_dict(facts["scaler"])
+    stepper.pieces, stepper.skipped = facts["stepper"]["pieces"], facts["stepper"]["skipped"]
     for item in callbacks:
         item.load_state_dict(facts["callbacks"].get(type(item).__name__, {}))
     best = Predictions.load(folder / BEST) if (folder / BEST).is_file() else None

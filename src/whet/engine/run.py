@@ -89,16 +89,21 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Path) -> Run:
-        """The record of a run that goes on; what differs from last time is named in the log."""
+    def reopen(cls, folder: Path, exact: bool = False) -> Run:
+        """The record of a run that goes on; what differs from last time is named in the log.
+
+        Raises:
+            RunError: something differs, and `exact` promises that nothing does.
+        """
         run = cls(folder, read_record(folder))
         for what, facts in (("versions", versions()), ("hardware", hardware())):
             before = run.record.get(what, {})
             for name in sorted({*facts, *before} - {"host", "memory_gb"}):
                 if facts.get(name) != before.get(name):
-                    log.warning(
-                        "resuming with another %s: %s, was %s", name, facts.get(name), before.get(name)
-                    )
+                    told = f"resuming with another {name}: {facts.get(name)}, was {before.get(name)}"
+                    if exact:
+                        raise RunError(f"{told}; engine.deterministic promises an identical end")
+                    log.warning(told)
         resumed = [*run.record.get("resumed", []), datetime.now(UTC).isoformat(timespec="seconds")]
         run.update(status="running", reason="", pid=os.getpid(), resumed=resumed)
         return run
