@@ -49,7 +49,17 @@ def predictions(split="test"):
     )
 
 
-def records(folder):
+def records(folder, seconds=10.0):
+    """Every record of a finished offline run; W&B's own process may write its last ones a moment later."""
+    end = time.monotonic() + seconds
+    while True:
+        path, found = read_records(folder)
+        if of_kind(found, "exit") or time.monotonic() > end:
+            return path, found
+        time.sleep(0.1)
+
+
+def read_records(folder):
     """Every record of an offline run: LevelDB's log format with W&B's 7 bytes of header."""
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     content, place, whole, found = path.read_bytes(), 7, b"", []
