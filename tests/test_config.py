@@ -58,6 +58,13 @@ def test_the_count_of_configs():
     assert groups == set(wanted)
 
 
+def test_readme_names_every_choice():
+    readme = (CONF.parent / "README.md").read_text(encoding="utf-8")
+    for path in GROUP_FILES:
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{path.parent.name}` |"))
+        assert f"`{path.stem}`" in row, path
+
+
 NEEDS = {"model/local": ["model.weights.path=."]}
 
 

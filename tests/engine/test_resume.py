@@ -56,7 +56,7 @@ def end_of(folder: Path) -> tuple:
         hashlib.sha256(weights.read_bytes()).hexdigest(),
         Predictions.load(folder / "predictions" / "test.npz").logits.tobytes(),
         Predictions.load(folder / "predictions" / "validation.npz").logits.tobytes(),
-        log_of(folder), record["metrics"], record["best"], record["steps"],
+        log_of(folder), record["metrics"], record["best"], record["steps"], record["hashes"]["final"],
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def whole(workplace, keys):
 
 def test_stopped_anywhere_ends_the_same(workplace, keys, whole, kill_at):
     """Before the first checkpoint, on and between checkpoints and evaluations, at epoch ends, at the end."""
-    for step in (1, 3, 4, 5, 6, 8, 11, 12, 13):
+    for step in (1, 3, 4, 5, 8, 11, 13):
         folder = killed_run(workplace, keys, f"k{step}", kill_at, step)
         assert train(f"resume={folder}") == 0
         assert end_of(folder) == whole, step

@@ -60,6 +60,24 @@ def test_local_sinks_leave_the_result_identical(workplace, quick, plain):
     assert np.array_equal(logits(workplace, "watched"), plain)
 
 
+def test_a_tracker_that_draws_random_numbers_changes_nothing(workplace, quick, plain, monkeypatch):
+    import random
+
+    import torch
+
+    from whet.tracking.base import Tracking
+
+    whole = Tracking.log
+
+    def drawing(self, metrics, step):
+        random.random(), np.random.rand(3), torch.rand(3)
+        whole(self, metrics, step)
+
+    monkeypatch.setattr(Tracking, "log", drawing)
+    assert main(["train", *quick, "tracking=local", "tracking.log_every=1", "name=watched"]) == 0
+    assert np.array_equal(logits(workplace, "watched"), plain)
+
+
 def test_log_every_thins_the_log(workplace, quick):
     from whet.tracking.jsonl import read_metrics
 

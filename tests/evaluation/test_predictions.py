@@ -35,3 +35,15 @@ def test_round_trip(tmp_path, shape, grouped):
 def test_a_missing_file_is_the_users_to_fix(tmp_path):
     with pytest.raises(RunError, match="no such predictions file"):
         Predictions.load(tmp_path / "test.npz")
+
+
+def test_equal_content_is_equal_bytes(tmp_path, monkeypatch):
+    """A checkpoint's hash must not tell the time."""
+    import time
+
+    one = Predictions(np.array(["a"]), np.zeros((1, 2), np.float32), np.array([0]), "test", ("x", "y"))
+    one.save(tmp_path / "now.npz")
+    later = time.localtime(time.time() + 1e6)
+    monkeypatch.setattr(time, "localtime", lambda *given: later)
+    one.save(tmp_path / "later.npz")
+    assert (tmp_path / "now.npz").read_bytes() == (tmp_path / "later.npz").read_bytes()

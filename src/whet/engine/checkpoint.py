@@ -124,6 +124,11 @@ class Checkpoints:
             (self.at(best) / name).unlink(missing_ok=True)
         _seal(self.at(best))
 
+    def hashes(self, step: int) -> dict[str, str] | None:
+        """SHA-256 of the files of one checkpoint; None where it couldn't be written."""
+        path = self.at(step) / MANIFEST
+        return dict(json.loads(path.read_text(encoding="utf-8"))["sha256"]) if path.is_file() else None
+
     def steps(self) -> list[int]:
         """Steps that have a folder, oldest first."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))

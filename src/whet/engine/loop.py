@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whet.engine.callbacks import Callback, State
+from whet.randomness import untouched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +49,9 @@ def fit(
         # one training step
         result = stepper.update(update)
         state.step, state.epoch = update.step + 1, update.epoch
-        for callback in callbacks:
-            callback.on_update(state, result)
+        with untouched():
+            for callback in callbacks:
+                callback.on_update(state, result)
     if state.evaluated != state.step:
         _evaluate(state, stepper, evaluator, callbacks)
     for callback in callbacks:
@@ -58,8 +60,9 @@ def fit(
 
 
 def _evaluate(state: State, stepper: Stepper, evaluator: Evaluator, callbacks: Sequence[Callback]) -> None:
-    predictions = evaluator.predict(stepper.model)
-    metrics = evaluator.metrics(predictions)
-    state.evaluated = state.step
-    for callback in callbacks:
-        callback.on_evaluation(state, metrics, predictions)
+    with untouched():
+        predictions = evaluator.predict(stepper.model)
+        metrics = evaluator.metrics(predictions)
+        state.evaluated = state.step
+        for callback in callbacks:
+            callback.on_evaluation(state, metrics, predictions)

@@ -36,6 +36,7 @@ from whet.errors import Interrupted, RunError
 from whet.model.encoder import Encoder, Loaded
 from whet.paths import Paths
 from whet.peft.base import apply
+from whet.randomness import untouched
 from whet.task.base import Task
 from whet.tracking.base import RunInfo, Tracking
 
@@ -144,9 +145,11 @@ def train(
     callbacks = _callbacks(parts, plan, stepper, checkpoints, request, run.folder)
     state = restore_newest(checkpoints, stepper, callbacks) if resume else None
     log.info("resuming after step %d of %d", state.step if state else 0, plan.total) if resume else None
-    parts.tracking.start(
-        _info(parts, run, config, plan.total, group, (state.step if state else 0) if resume else None)
-    )
+    if state is None:
+        seed_everything(parts.seed)  # what loading drew doesn't reach the training
+    with untouched():
+        resumed = None if not resume else state.step if state else 0
+        parts.tracking.start(_info(parts, run, config, plan.total, group, resumed))
     try:
         started = time.perf_counter()
         with request.listening():
@@ -162,6 +165,7 @@ def train(
         parts.tracking.finish("interrupted" if stopped else "failed", {"reason": str(error)})
         raise
     parts.tracking.finish("finished", {**outcome.metrics, **sizes})
+    run.update(hashes={"final": checkpoints.hashes(state.step)})
     checkpoints.finish(state.best_step, {TRAINING})
     return outcome
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,15 @@ class Predictions:
         if self.groups is not None:
             arrays["groups"] = self.groups
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        with zipfile.ZipFile(aside, "w") as archive:
+            for (
+                name,
+                array,
+            ) in arrays.items():  # np.savez would write the time too: equal content, equal bytes
+                info = zipfile.ZipInfo(f"{name}.npy")
+                info.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(info, "w") as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
         aside.replace(path)
 
     @classmethod
