@@ -250,7 +250,11 @@ def experiment(rng: random.Random, scale: float) -> dict[str, object]:
 
     from whet.cli.main import main as whet
 
-    with Path("stderr.txt").open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+    with (
+        Path("stderr.txt").open("w") as file,
+        contextlib.redirect_stderr(file),
+        contextlib.redirect_stdout(file),
+    ):
         code = whet(["train", *KEYS, "name=warm"])  # in this process: children inherit what is loaded
     assert code == 0, Path("stderr.txt").read_text()
     start = time.perf_counter()

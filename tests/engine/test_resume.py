@@ -109,6 +109,28 @@ def test_stopped_anywhere_ends_the_same(workplace, keys, whole, kill_at):
         assert end_of(folder) == whole, step
 
 
+@pytest.mark.parametrize("part", ["artifact.export", "compare_reloaded", "_judge", "_curves"])
+def test_stopped_while_concluding_ends_the_same(workplace, keys, whole, monkeypatch, part):
+    """After the last update: the report is written once, however often it was begun."""
+    from whet.engine import train as story
+
+    owner, name = (story.artifact, "export") if part.startswith("artifact") else (story, part)
+    inner = getattr(owner, name)
+
+    def dying(*arguments):
+        inner(*arguments)
+        raise Killed
+
+    for _ in range(2):
+        monkeypatch.setattr(owner, name, dying)
+        folder = folder_of(workplace, "late")
+        with pytest.raises(Killed):
+            train(*([f"resume={folder}"] if folder.exists() else [*keys, "name=late"]))
+    monkeypatch.setattr(owner, name, inner)
+    assert train(f"resume={folder}") == 0
+    assert end_of(folder) == whole
+
+
 def test_stopped_again_and_again(workplace, keys, whole, kill_at):
     folder = killed_run(workplace, keys, "again", kill_at, 4)
     for step in (5, 7, 10):

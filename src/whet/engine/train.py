@@ -148,8 +148,7 @@ def train(
     if state is None:
         seed_everything(parts.seed)  # what loading drew doesn't reach the training
     with untouched():
-        resumed = None if not resume else state.step if state else 0
-        parts.tracking.start(_info(parts, run, config, plan.total, group, resumed))
+        parts.tracking.start(_info(parts, run, config, plan.total, group, state, resume))
     try:
         started = time.perf_counter()
         with request.listening():
@@ -288,10 +287,11 @@ def _curves(folder: Path, task: Task) -> None:
 
 
 def _info(
-    parts: Parts, run: Run, config: Node, total: int, group: str | None, resumed: int | None
+    parts: Parts, run: Run, config: Node, total: int, group: str | None, state: State | None, resume: bool
 ) -> RunInfo:
     from whet.secrets import mask
 
+    told = parts.task.directions() if state is not None and state.evaluated >= 0 else {}
     return RunInfo(
         folder=run.folder,
         name=parts.name or run.folder.name,
@@ -299,7 +299,8 @@ def _info(
         group=group,
         tags=tuple(parts.tags),
         total_steps=total,
-        resumed_after=resumed,
+        resumed_after=None if not resume else state.step if state else 0,
+        logged=frozenset(f"validation/{name}" for name in told),
         directions={
             f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()
         },

@@ -31,6 +31,8 @@ class RunInfo:
     """Optimizer updates planned (0: unknown); progress and ETA count against it."""
     resumed_after: int | None = None
     """Updates that were done when an interrupted run goes on; later lines of its logs are to be dropped."""
+    logged: frozenset[str] = frozenset()
+    """Names of the metrics that such a run logged before: its last evaluation isn't told twice."""
     directions: Mapping[str, str] = field(default_factory=dict)
     """Metric name → `maximize` or `minimize`, as the task declares it."""
 

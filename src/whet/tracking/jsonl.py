@@ -37,6 +37,7 @@ class Jsonl(Sink):
         _drop_torn_line(path)
         if run.resumed_after is not None:
             _drop_later(path, run.resumed_after)
+        self._seen, self._step = set(run.logged), run.resumed_after or 0
         self._stream = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -76,11 +77,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _drop_later(path: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
+    """Forget what was logged after the checkpoint that the run goes on from, and a final report that was cut
+    short: they will be written again."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = [line for line in lines if json.loads(line)["step"] <= step and '"test/' not in line]
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     aside.replace(path)

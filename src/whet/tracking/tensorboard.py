@@ -35,6 +35,7 @@ class TensorBoard(Sink):
 
     def start(self, run: RunInfo) -> None:
         self._run = run
+        self._seen, self._step = set(run.logged), run.resumed_after or 0
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._step = step

@@ -73,6 +73,7 @@ class Wandb(Sink):
     def start(self, run: RunInfo) -> None:
         if self.mode == "disabled":
             return
+        self._seen, self._step = set(run.logged), run.resumed_after or 0
         self._worker = threading.Thread(target=self._work, args=(run,), name="whet-wandb", daemon=True)
         self._worker.start()
 
