@@ -48,7 +48,13 @@ def test_run_json_tells_all(finished):
     record = json.loads((finished / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["versions"]["torch"] == "2.13.0+cpu" or record["versions"]["torch"].startswith("2.")
-    assert set(record["hashes"]) == {"config", "data", "weights"}
+    assert set(record["hashes"]) == {"config", "data", "weights", "final"}
+    assert set(record["hashes"]["final"]) == {
+        "model.safetensors",
+        "training.safetensors",
+        "state.json",
+        "validation.npz",
+    }
     assert set(record["hashes"]["data"]) == {"train", "validation", "test"}
     assert record["trainable"]["trained_parameters"] == record["trainable"]["parameters"] > 0
     assert record["timings"]["total_s"] >= record["timings"]["train_s"] > 0
