@@ -296,6 +296,39 @@ def test_trackers_may_differ(workplace, keys, kill_at):
     assert train(f"resume={folder}", "tracking=none") == 0
 
 
+def test_what_may_differ_takes_effect(workplace, keys, kill_at, tmp_path):
+    """An override that is accepted is not ignored."""
+    folder = killed_run(workplace, keys, "killed", kill_at, 4)
+    kill_at(11)
+    cache = tmp_path / "another-cache"
+    with pytest.raises(Killed):
+        train(
+            f"resume={folder}",
+            "engine.keep=1",
+            "engine.checkpoint_every=5st",
+            f"paths.cache={cache}",
+            "tracking=none",
+        )
+    found = Checkpoints(folder / "checkpoints")
+    states = json.loads((found.at(found.steps()[-1]) / "state.json").read_text())["state"]
+    assert set(found.steps()) == {10, states["best_step"]}
+    assert any(cache.iterdir())
+    assert max(line["step"] for line in read_metrics(folder / "metrics.jsonl")) == 4
+
+
+def test_stopped_while_tidying_up_is_finished(workplace, keys, whole, monkeypatch):
+    """The training state goes only when the run is on record as finished."""
+
+    def dying(self, *arguments):
+        raise Killed
+
+    monkeypatch.setattr(Checkpoints, "finish", dying)
+    with pytest.raises(Killed):
+        train(*keys, "name=tidy")
+    assert end_of(folder_of(workplace, "tidy")) == whole
+    assert train(f"resume={folder_of(workplace, 'tidy')}") == 2
+
+
 def test_changed_data_is_refused(workplace, keys, kill_at, capsys):
     folder = killed_run(workplace, keys, "killed", kill_at, 4)
     text = (workplace / "own.csv").read_text()

@@ -35,7 +35,7 @@ def run(composed: DictConfig) -> Any:
     resumed = _resume(config)
     if resumed is not None:
         return resumed
-    folder, group = _place(config)
+    folder, group = _place()
     try:
         return _train(config, folder, group)
     except WhetError as error:
@@ -46,14 +46,12 @@ def run(composed: DictConfig) -> Any:
 
 def _train(config: Node, folder: Path | None, group: str | None) -> Any:
     from whet.engine.run import Run, new_folder
-    from whet.engine.train import Parts, get_ready, run_name, train
+    from whet.engine.train import Parts, execute, get_ready, run_name
 
     parts = build(config, Parts)()
     ready = get_ready(parts)
     place = folder or new_folder(parts.paths.outputs() / "runs", run_name(parts, config))
-    run = Run.create(place, config, overrides())
-    with run.watched():
-        outcome = train(parts, ready, run, config, group)
+    outcome = execute(parts, ready, Run.create(place, config, overrides()), config, group)
     return outcome if folder is None else outcome.primary
 
 
@@ -68,7 +66,7 @@ def _resume(config: Node) -> Any:
 
     from whet.engine.continuing import found, saved_config
     from whet.engine.run import Run
-    from whet.engine.train import Parts, get_ready, train
+    from whet.engine.train import Parts, execute, get_ready
 
     if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError("resume", "one run at a time: leave out -m", config["resume"])
@@ -79,11 +77,10 @@ def _resume(config: Node) -> Any:
     parts = build(told, Parts)()
     ready = get_ready(parts)
     run = Run.reopen(folder, exact=parts.engine.deterministic)
-    with run.watched():
-        return train(parts, ready, run, told, None, resume=True)
+    return execute(parts, ready, run, told, resume=True)
 
 
-def _place(config: Node) -> tuple[Path | None, str | None]:
+def _place() -> tuple[Path | None, str | None]:
     """The job's own folder in a multirun; a single run gets its folder once its parts are checked."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

@@ -7,11 +7,12 @@ import platform
 from pathlib import Path
 
 from whet.config import Node, flatten, load
-from whet.engine.run import BYSTANDERS, config_hash, find_run, read_record
+from whet.engine.run import config_hash, find_run, read_record
 from whet.errors import ConfigError, RunError
 
-FREE = (*BYSTANDERS, "debug.trace", "engine.checkpoint_every", "engine.keep", "engine.on_save_error")
-"""What may differ when a run goes on: it changes no number."""
+GROUPS_FREE = ("tracking", "paths", "name", "tags")
+KEYS_FREE = ("engine.checkpoint_every", "engine.keep", "engine.on_save_error")
+"""What may differ when a run goes on, whole or by key: it changes no number."""
 
 
 def found(config: Node) -> Path | None:
@@ -61,23 +62,23 @@ def is_alive(record: Node) -> bool:
 
 
 def saved_config(folder: Path, config: Node, overrides: list[str]) -> Node:
-    """The run's own config, with what may differ taken from now.
+    """The run's own config, with what may differ taken from now where it was given.
 
     Raises:
         ConfigError: an override would change what the run computes.
     """
     saved = load(folder / "config.yaml")
     before, now = dict(flatten(saved)), dict(flatten(config))
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].replace("/", ".")
-        below = [name for name in now if name == key or name.startswith(f"{key}.")]
-        for name in below:
-            if now[name] != before.get(name) and not name.startswith(FREE):
+    given = {item.lstrip("+~").partition("=")[0].replace("/", ".") for item in overrides}
+    for key in given - {"resume"}:
+        group = key.split(".")[0]
+        for name in (name for name in now if name == key or name.startswith(f"{key}.")):
+            if name in KEYS_FREE:
+                parent, _, leaf = name.rpartition(".")
+                saved[parent][leaf] = now[name]
+            elif group not in GROUPS_FREE and name != "debug.trace" and now[name] != before.get(name):
                 problem = f"would change the run, which has {before.get(name)}: leave it out, or start anew"
                 raise ConfigError(name, problem, now[name])
-    free = {name: config[name] for name in ("tracking",) if _given(name, overrides)}
-    return {**saved, **free, "resume": str(folder)}
-
-
-def _given(name: str, overrides: list[str]) -> bool:
-    return any(item.lstrip("+~").startswith((f"{name}=", f"{name}.")) for item in overrides)
+        if group in GROUPS_FREE:
+            saved[group] = config[group]
+    return {**saved, "resume": str(folder)}

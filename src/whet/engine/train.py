@@ -165,7 +165,16 @@ def train(
         raise
     parts.tracking.finish("finished", {**outcome.metrics, **sizes})
     run.update(hashes={"final": checkpoints.hashes(state.step)})
-    checkpoints.finish(state.best_step, {TRAINING})
+    return outcome
+
+
+def execute(
+    parts: Parts, ready: Ready, run: Run, config: Node, group: str | None = None, resume: bool = False
+) -> Outcome:
+    """`train` under watch; what only a resume needs goes once the run is on record as finished."""
+    with run.watched():
+        outcome = train(parts, ready, run, config, group, resume)
+    Checkpoints(run.folder / "checkpoints").finish(run.record["best"]["step"], {TRAINING})
     return outcome
 
 
