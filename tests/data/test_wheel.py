@@ -9,7 +9,16 @@ import zipfile
 import pytest
 
 from whet.data import wheel as wheel_module
-from whet.data.wheel import WheelFile, contained, fetch_wheel, file_sha256, intact, member, members, slug
+from whet.data.wheel import (
+    WheelFile,
+    contained,
+    fetch_wheel,
+    intact,
+    member,
+    members,
+    remembered_sha256,
+    slug,
+)
 from whet.errors import DataError
 from whet.paths import Paths
 
@@ -163,9 +172,9 @@ def test_two_processes_at_once(index, tmp_path):
 def test_remembered_hash_follows_the_file(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"one")
-    assert file_sha256(path, tmp_path) == sha(b"one")
+    assert remembered_sha256(path, tmp_path) == sha(b"one")
     path.write_bytes(b"three")
-    assert file_sha256(path, tmp_path) == sha(b"three")
+    assert remembered_sha256(path, tmp_path) == sha(b"three")
     assert intact(path, sha(b"three"), tmp_path) and not intact(tmp_path / "y", sha(b""), tmp_path)
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from whet.errors import RunError
-from whet.evaluation import plots
 from whet.evaluation.describe import width
 from whet.evaluation.predictions import Predictions
 from whet.evaluation.report import make_report, write_report
+from whet.storage import aside
 
 
 def predictions(labels, names, split="test", ids=None):
@@ -205,7 +205,7 @@ def test_files_are_replaced_whole(five, tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     write_report(said, "single_label", chances, decisions, {"a": 1.0}, {}, tmp_path)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(OSError, match="disk"), plots.aside(tmp_path / "test.json") as beside:
+    with pytest.raises(OSError, match="disk"), aside(tmp_path / "test.json") as beside:
         beside.write_text("half")
         raise OSError("disk")
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

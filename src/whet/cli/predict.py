@@ -14,6 +14,7 @@ from whet.config import build, to_plain
 from whet.debug import Debug
 from whet.errors import DataError
 from whet.paths import Paths
+from whet.storage import aside
 from whet.types import PositiveInt
 
 if TYPE_CHECKING:
@@ -92,10 +93,5 @@ def _opened(output: str) -> Iterator[IO[str]]:
     path = Path(output).expanduser()
     if not path.parent.is_dir():
         raise DataError("output", f"no such folder: {path.parent}", output)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            yield file
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as beside, beside.open("w", encoding="utf-8") as file:
+        yield file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from whet.errors import ConfigError, WhetError, nearest, one_line
@@ -96,13 +95,3 @@ def _near(node: Any, key: str) -> str:
         node = node[part]
     names = [name for name in node if name != "_target_"] if isinstance(node, dict) else []
     return nearest(parts[-1], names)
-
-
-def file_hint(path: Path) -> str:
-    """Names near a path that isn't there."""
-    folder = path.parent
-    return (
-        nearest(path.name, [item.name for item in folder.iterdir()])
-        if folder.is_dir()
-        else f"no folder {folder}"
-    )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from whet.data.source import UNSPLIT, Source
 from whet.errors import DataError, nearest, one_line
+from whet.storage import file_sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -170,8 +171,7 @@ def _kind(path: Path, format: str) -> str:
 
 
 def _content(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()[:24]
+    return file_sha256(path)[:24]
 
 
 def _not_empty(table: datasets.Dataset, path: Path) -> datasets.Dataset:

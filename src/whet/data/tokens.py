@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.errors import ConfigError
+from whet.storage import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,7 +178,7 @@ def _write(tokens: Tokens, folder: Path, key: dict[str, Any]) -> None:
         aside.mkdir()
         for name in _ARRAYS:
             np.save(aside / f"{name}.npy", getattr(tokens, name))
-        hashes = {name: _sha256(aside / f"{name}.npy") for name in _ARRAYS}
+        hashes = {name: file_sha256(aside / f"{name}.npy") for name in _ARRAYS}
         (aside / "key.json").write_text(json.dumps({"key": key, "sha256": hashes}), encoding="utf-8")
         with contextlib.suppress(OSError):  # of several processes one is first here …
             if _open(folder, key) is None:
@@ -190,14 +191,9 @@ def _open(folder: Path, key: dict[str, Any]) -> Tokens | None:
     """The entry, or None where it is absent, of another key, or damaged."""
     try:
         written = json.loads((folder / "key.json").read_text(encoding="utf-8"))
-        whole = all(_sha256(folder / f"{name}.npy") == written["sha256"][name] for name in _ARRAYS)
+        whole = all(file_sha256(folder / f"{name}.npy") == written["sha256"][name] for name in _ARRAYS)
         if written["key"] != key or not whole:
             return None
         return Tokens(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
     except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged in whatever way
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING
 from whet.data.files import Tabular
 from whet.data.source import UNSPLIT
 from whet.errors import DataError, nearest, one_line
+from whet.storage import aside, file_sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -260,22 +261,21 @@ def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
 # ---------------------------------------------------------------- hashes, remembered
 
 
-def file_sha256(path: Path, stamps: Path) -> str:
+def remembered_sha256(path: Path, stamps: Path) -> str:
     """sha256 of a file, remembered below `stamps/.sha256` until its size or time of change differ."""
     stamp = _stamp_of(path, stamps)
     if stamp.is_file():
         known = json.loads(stamp.read_text(encoding="utf-8"))
         if known["is"] == _identity(path):
             return str(known["sha256"])
-    with path.open("rb") as source:
-        found = hashlib.file_digest(source, "sha256").hexdigest()
+    found = file_sha256(path)
     _stamp(path, found, stamps)
     return found
 
 
 def intact(path: Path, sha256: str, stamps: Path) -> bool:
     """Whether the file is there and holds what its hash says."""
-    return path.is_file() and file_sha256(path, stamps) == sha256
+    return path.is_file() and remembered_sha256(path, stamps) == sha256
 
 
 def _identity(path: Path) -> list[int]:
@@ -290,10 +290,8 @@ def _stamp_of(path: Path, stamps: Path) -> Path:
 
 def _stamp(path: Path, sha256: str, stamps: Path) -> None:
     stamp = _stamp_of(path, stamps)
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    aside = stamp.with_name(f"{stamp.name}.{os.getpid()}")
-    aside.write_text(json.dumps({"is": _identity(path), "sha256": sha256}), encoding="utf-8")
-    aside.replace(stamp)
+    with aside(stamp) as beside:
+        beside.write_text(json.dumps({"is": _identity(path), "sha256": sha256}), encoding="utf-8")
 
 
 # ---------------------------------------------------------------- the source

@@ -19,6 +19,7 @@ from whet.engine.checkpoint import is_complete, load_tensors
 from whet.errors import ModelError, RunError, one_line
 from whet.model.encoder import Encoder, load_tokenizer
 from whet.peft.base import apply
+from whet.storage import aside
 from whet.task.base import Task
 
 if TYPE_CHECKING:
@@ -59,14 +60,9 @@ def export(
         config: the run's resolved config.
         label_names: in logit order.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.mkdir(parents=True)
     whole = is_complete(model)
-    _link(weights, aside / (WHOLE if whole else PART))
     settings = copy.deepcopy(loaded.model.config)
     settings.architectures = [type(loaded.model).__name__]
-    settings.save_pretrained(aside)
-    loaded.tokenizer.save_pretrained(aside)
     card = {
         "format": FORMAT,
         "whole": whole,
@@ -74,10 +70,12 @@ def export(
         "base": {"id": loaded.located.id, "sha256": loaded.located.sha256},
         **{name: config[name] for name in ("task", "model", "peft")},
     }
-    (aside / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
+    with aside(folder) as beside:
+        beside.mkdir()
+        _link(weights, beside / (WHOLE if whole else PART))
+        settings.save_pretrained(beside)
+        loaded.tokenizer.save_pretrained(beside)
+        (beside / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def load(folder: Path, paths: Paths) -> Trained:

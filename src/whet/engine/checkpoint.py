@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from whet.errors import RunError, one_line
 from whet.peft.base import trained_names
+from whet.storage import aside, file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,8 @@ def save_tensors(model: nn.Module, path: Path) -> None:
     """Write `tensors_of(model)`, whole or not at all."""
     from safetensors.torch import save_file
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors_of(model), aside, metadata={"format": "pt"})
-    aside.replace(path)
+    with aside(path) as beside:
+        save_file(tensors_of(model), beside, metadata={"format": "pt"})
 
 
 def load_tensors(model: nn.Module, path: Path) -> None:
@@ -96,18 +96,11 @@ class Checkpoints:
             OSError: it can't be written; nothing is left of it, and older checkpoints are untouched.
         """
         target = self.at(step)
-        aside = self.folder / f".{target.name}.{os.getpid()}"
-        try:
-            aside.mkdir(parents=True)
-            write(aside)
-            _seal(aside)
-            if target.exists():  # the same step again, after a resume
-                shutil.rmtree(target)
-            aside.rename(target)
-            _sync(self.folder)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        with aside(target) as beside:
+            beside.mkdir()
+            write(beside)
+            _seal(beside)
+        _sync(self.folder)
         return target
 
     def keep(self, steps: set[int]) -> None:
@@ -160,12 +153,6 @@ def damage(folder: Path) -> str | None:
         if file_sha256(folder / name) != sha256:
             return f"{name} is damaged (its SHA-256 differs)"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(hashes: dict[str, str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from whet.config import Node, save
 from whet.errors import Interrupted, RunError, WhetError, one_line
 from whet.secrets import mask, mask_text
+from whet.storage import aside
 
 log = logging.getLogger("whet")
 LIBRARIES = (
@@ -112,13 +113,12 @@ class Run:
         """Merge `facts` into the record and write it, whole or not at all."""
         for name, value in facts.items():
             old = self.record.get(name)
-            both = isinstance(value, dict) and isinstance(old, dict)
-            self.record[name] = {**old, **value} if both else value  # type: ignore[dict-item]
-        aside = self.folder / f".run.json.{os.getpid()}"
-        aside.write_text(
-            json.dumps(mask(self.record), indent=1, ensure_ascii=False, default=str), encoding="utf-8"
-        )
-        aside.replace(self.folder / "run.json")
+            merge = isinstance(old, dict) and isinstance(value, dict)
+            self.record[name] = old | value if merge else value
+        with aside(self.folder / "run.json") as beside:
+            beside.write_text(
+                json.dumps(mask(self.record), indent=1, ensure_ascii=False, default=str), encoding="utf-8"
+            )
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from whet.storage import aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,18 +56,6 @@ _CJK_FONTS = (
     "Arial Unicode MS",
     "Droid Sans Fallback",
 )
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; becomes `path` when all went well, and is gone otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- canvas

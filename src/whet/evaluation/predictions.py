@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.errors import RunError
+from whet.storage import aside
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,11 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write one `.npz` (no pickles), whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"ids": self.ids, "logits": self.logits, "labels": self.labels}
         arrays |= {"split": np.array(self.split), "label_names": np.array(self.label_names, dtype=np.str_)}
         if self.groups is not None:
             arrays["groups"] = self.groups
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with zipfile.ZipFile(aside, "w") as archive:
+        with aside(path) as beside, zipfile.ZipFile(beside, "w") as archive:
             for (
                 name,
                 array,
@@ -50,7 +48,6 @@ class Predictions:
                 info.compress_type = zipfile.ZIP_DEFLATED
                 with archive.open(info, "w") as member:
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-        aside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:

@@ -20,6 +20,7 @@ from whet.errors import RunError, one_line
 from whet.evaluation import plots
 from whet.evaluation.describe import cut, pad, percentiles, shorten, width
 from whet.evaluation.predictions import Predictions
+from whet.storage import aside
 
 WORST = 20
 """Mistakes listed."""
@@ -134,7 +135,7 @@ def write_report(
     report = make_report(predictions, kind, probabilities, decisions, metrics, directions, texts)
     dumped = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     for name, content in ((f"{report.split}.json", dumped + "\n"), (f"{report.split}.md", report.markdown())):
-        with plots.aside(folder / name) as beside:
+        with aside(folder / name) as beside:
             beside.write_text(content, encoding="utf-8", newline="\n")
     _draw(report, predictions, probabilities, folder)
     return report

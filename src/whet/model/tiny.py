@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.errors import ModelError, nearest, one_line
 from whet.model.weights import Located, Weights
+from whet.storage import file_sha256
 
 if TYPE_CHECKING:
     from whet.paths import Paths
@@ -67,8 +68,7 @@ class TinyWeights(Weights):
         folder = paths.cached("tiny") / f"{self.architecture}-{name}"
         if not folder.is_dir():
             self._make(folder)
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        return Located(folder, f"tiny {self.architecture}", digest)
+        return Located(folder, f"tiny {self.architecture}", file_sha256(folder / "model.safetensors"))
 
     def _make(self, folder: Path) -> None:
         import torch

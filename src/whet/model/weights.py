@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from whet.config import Component
 from whet.data.files import existing
 from whet.data.hub import reachable
-from whet.data.wheel import extract, fetch_wheel, file_sha256, intact, members, opened, slug
+from whet.data.wheel import extract, fetch_wheel, intact, members, opened, remembered_sha256, slug
 from whet.errors import DataError, ModelError, one_line
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _joint_sha256(files: list[Path], cache: Path) -> str:
-    hashes = [file_sha256(file, cache) for file in files]
+    hashes = [remembered_sha256(file, cache) for file in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 

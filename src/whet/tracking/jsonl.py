@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from whet.storage import aside
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import unseen
 
@@ -83,9 +84,8 @@ def _drop_later(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if json.loads(line)["step"] <= step and '"test/' not in line]
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    aside.replace(path)
+    with aside(path) as beside:
+        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _plain(value: float) -> int | float | str:
