@@ -38,6 +38,7 @@ class Debug(Component):
     def cut(self, corpus: Corpus, seed: int) -> Corpus:
         """The rows that remain."""
         if self.overfit is not None:
-            few = corpus.sample(self.overfit, seed).splits["train"]
-            return replace(corpus, splits={name: replace(few, split=name) for name in corpus.splits})
+            few = corpus.sample(self.overfit, seed)
+            splits = {name: replace(few.splits["train"], split=name) for name in corpus.splits}
+            return replace(corpus, splits=splits, tables=dict.fromkeys(splits, few.tables["train"]))
         return corpus if self.rows is None else corpus.sample(self.rows, seed)

@@ -128,6 +128,18 @@ def test_data_settings_change_what_is_shown(workplace, capsys):
     assert padded > figures()["padding"]["train"] + 0.3
 
 
+def test_data_shows_the_rows_that_debugging_leaves(workplace):
+    for choice, rows in (
+        ("fast", {"train": 48, "validation": 6, "test": 6}),
+        ("overfit", dict.fromkeys(("train", "validation", "test"), 8)),
+    ):
+        assert main(["data", "task=mine", "model=tiny", "output=mine.json", f"debug={choice}"]) == 0
+        told = json.loads((workplace / "mine.json").read_text())["splits"]
+        assert {name: split["rows"] for name, split in told.items()} == rows
+    assert main(["data", "task=mine", "model=tiny", "output=mine.json", "debug.rows=5"]) == 0
+    assert json.loads((workplace / "mine.json").read_text())["splits"]["train"]["rows"] == 5
+
+
 def test_data_counts_duplicates_leaks_and_contradictions(workplace, capsys):
     lines = [
         "text,label",
@@ -158,15 +170,43 @@ def test_data_counts_duplicates_leaks_and_contradictions(workplace, capsys):
     assert "duplicates" in capsys.readouterr().err
 
 
-def test_doctor(workplace, capsys, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    code = main(["doctor", "json=true", "timeout=1.0"])
-    told = {item["what"]: item for item in json.loads(capsys.readouterr().out)}
+def told_by_doctor(capsys, *keys):
+    code = main(["doctor", "json=true", "timeout=1.0", *keys])
+    return code, {item["what"]: item for item in json.loads(capsys.readouterr().out)}
+
+
+def test_doctor_tells_versions_and_devices(workplace, capsys):
+    from importlib import metadata
+
+    code, told = told_by_doctor(capsys)
     assert code == 0
-    assert told["torch"]["found"].startswith("2.")
+    assert told["torch"]["found"] == metadata.version("torch")
+    assert told["whet"]["found"] == whet.__version__
     assert "autocast" in told["device"]["found"]
-    assert told["hub"]["state"] in ("note", "good")
-    assert told["wandb login"]["state"] in ("note", "good")
+
+
+def test_doctor_knocks_at_the_hub(workplace, capsys, monkeypatch):
+    import socket
+
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert told_by_doctor(capsys)[1]["hub"]["state"] == "good"
+    assert told_by_doctor(capsys)[1]["hub"]["state"] == "note"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in told_by_doctor(capsys)[1]["hub"]["found"]
+
+
+def test_doctor_looks_for_a_wandb_login(workplace, capsys, monkeypatch):
+    monkeypatch.setenv("NETRC", str(workplace / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert told_by_doctor(capsys)[1]["wandb login"]["state"] == "note"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert told_by_doctor(capsys)[1]["wandb login"]["state"] == "good"
+
+
+def test_doctor_fails_where_the_disk_is_full(workplace, capsys, monkeypatch):
     monkeypatch.setattr("whet.cli.doctor.LEAST_FREE_GB", 1e9)
     assert main(["doctor", "timeout=1.0"]) == 1
     assert "BAD   cache" in capsys.readouterr().out

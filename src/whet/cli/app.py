@@ -14,6 +14,8 @@ from whet.config import conf_dir
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+TRACE = {"debug=trace", "debug.trace=true"}
+"""Arguments of any command that let an error show its whole traceback."""
 OPTIONAL_PLUS = re.compile(r"^\+(debug|experiment)=")
 
 
@@ -32,10 +34,18 @@ def launch(command: str, function: Callable[[DictConfig], Any], arguments: list[
         print(command_help(command, arguments))
         return []
     kept = _Kept(function)
-    _run(command, function if _is_multirun(arguments) else kept, [normal(item) for item in arguments])
+    told = [normal(item) for item in arguments]
+    if not has_debug(command):  # there it only asks for tracebacks, which whet.cli.main has seen
+        told = [item for item in told if item not in TRACE]
+    _run(command, function if _is_multirun(arguments) else kept, told)
     if kept.error is not None:
         raise kept.error
     return kept.returned
+
+
+def has_debug(command: str) -> bool:
+    """Whether a command's config has the `debug` group."""
+    return "- debug: " in (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
 
 
 class _Kept:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.cli.app import launch, listen
-from whet.config import Method, build, to_plain
+from whet.config import build, to_plain
 from whet.debug import Debug
 from whet.engine.engine import Engine
 from whet.model.encoder import Encoder
@@ -37,7 +37,6 @@ def describe_data(
     *,
     task: Task,
     model: Encoder,
-    augmentation: Method,
     engine: Engine,
     paths: Paths,
     debug: Debug,
@@ -48,7 +47,7 @@ def describe_data(
     """Counts, label balance, lengths, padding, truncation, findings of the audit, samples."""
     from whet.evaluation.describe import describe, render
 
-    corpus = task.load(paths)
+    corpus = debug.cut(task.load(paths), seed)
     tokens = _tokens(task, model, corpus, paths)
     found = describe(
         corpus.tables,

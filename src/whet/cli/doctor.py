@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from whet.cli.app import launch, listen
 from whet.config import build, to_plain
-from whet.debug import Debug
 from whet.paths import Paths
 from whet.types import PositiveFloat
 
@@ -35,9 +34,7 @@ def run(composed: DictConfig) -> list[dict[str, str]]:
     return findings
 
 
-def examine(
-    *, timeout: PositiveFloat = 5.0, json: bool = False, paths: Paths, debug: Debug
-) -> list[dict[str, str]]:
+def examine(*, timeout: PositiveFloat = 5.0, json: bool = False, paths: Paths) -> list[dict[str, str]]:
     """Look at versions, devices, hub, W&B and disk, and print what was found."""
     findings = [*_versions(), *_devices(), _hub(timeout), _wandb(), *_disk(paths)]
     print(_as_json(findings) if json else "\n".join(_line(item) for item in findings))

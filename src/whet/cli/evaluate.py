@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from whet.cli.app import launch, listen
 from whet.config import build, to_plain
-from whet.debug import Debug
 from whet.paths import Paths
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ def evaluate(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     paths: Paths,
-    debug: Debug,
 ) -> str:
     """Predictions, metrics and report of one split or file; returns the report's text.
 

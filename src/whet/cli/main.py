@@ -56,9 +56,10 @@ def usage() -> str:
 
 
 def _guarded(arguments: list[str]) -> int:
+    from whet.cli.app import TRACE
     from whet.cli.translate import explain, is_expected
 
-    tracing = any(item.lstrip("+") == "debug=trace" for item in arguments)
+    tracing = not TRACE.isdisjoint(item.lstrip("+") for item in arguments)
     try:
         return _dispatch(arguments[0], arguments[1:])
     except KeyboardInterrupt:

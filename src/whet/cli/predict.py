@@ -11,7 +11,6 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from whet.cli.app import launch, listen
 from whet.config import build, to_plain
-from whet.debug import Debug
 from whet.errors import DataError
 from whet.paths import Paths
 from whet.storage import aside
@@ -50,7 +49,6 @@ def predict(
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     batch: PositiveInt = 128,
     paths: Paths,
-    debug: Debug,
 ) -> None:
     """One JSON line a row: its number, id if the task has one, text, and label with probabilities (or value).
 
