@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import numpy as np
@@ -16,8 +17,12 @@ def logits(workplace, name: str) -> np.ndarray:
     return Predictions.load(workplace / "outputs" / "runs" / name / "predictions" / "test.npz").logits
 
 
+HUNG = threading.Event()
+
+
 def hang(*arguments, **settings):
-    time.sleep(30)
+    time.sleep(120)
+    HUNG.set()
 
 
 def fail(*arguments, **settings):
@@ -38,19 +43,16 @@ def test_wandb_leaves_the_result_identical(workplace, quick, plain, monkeypatch,
         monkeypatch.setattr(wandb, "init", fault)
     keys = [
         "tracking=default",
-        "tracking.sinks.wandb.patience=1.0" if fault else "tracking.sinks.wandb.patience=30.0",
+        "tracking.sinks.wandb.patience=1.0" if fault else "tracking.sinks.wandb.patience=120.0",
     ]
-    start = time.perf_counter()
     assert main(["train", *quick, *keys, "name=watched"]) == 0
-    spent = time.perf_counter() - start
+    assert not HUNG.is_set()
     assert np.array_equal(logits(workplace, "watched"), plain)
     folder = workplace / "outputs" / "runs" / "watched"
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     told = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
     assert len(told) == 1
     assert ("recorded offline" in told[0]) == (fault is None)
-    if fault is hang:
-        assert spent < 25
     if fault is None:
         assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
 

