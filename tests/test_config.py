@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from pathlib import Path
 
@@ -12,13 +11,14 @@ from hypothesis import strategies as st
 
 from whet.config import (
     TARGET,
+    Method,
     build,
-    check,
     complete,
     compose,
     conf_dir,
     flatten,
     load,
+    part,
     resolve,
     save,
     signature,
@@ -74,7 +74,7 @@ def test_every_choice_composes_and_binds(path, tmp_path, monkeypatch):
     config = compose(
         "train", [f"{path.parent.name}={path.stem}", *NEEDS.get(f"{path.parent.name}/{path.stem}", [])]
     )
-    check(config, Parts)
+    build(config, Parts)
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -94,7 +94,7 @@ def test_every_command_binds(command, given_keys):
     entry = {"evaluate": "evaluate", "predict": "predict", "data": "describe_data", "doctor": "examine"}[
         command
     ]
-    check(compose(command, given_keys), getattr(module, entry))
+    build(compose(command, given_keys), getattr(module, entry))
 
 
 def test_settings_of_commands_default_alike_in_yaml_and_signature():
@@ -133,14 +133,8 @@ def test_the_articles_recipe_exactly():
     assert config["optimizer"]["eps"] == 1e-8
     assert config["peft"][TARGET] == "whet.peft.none.none"
     assert config["objective"][TARGET] == "whet.objective.plain.plain"
-    scheduler = build({"scheduler": config["scheduler"]}, _scheduler).keywords["scheduler"]
+    scheduler = part(config["scheduler"], Method, "scheduler")
     assert {scheduler(step, 1000, 100) for step in range(1000)} == {1.0}
-
-
-def _scheduler(*, scheduler: functools.partial) -> None: ...
-
-
-_scheduler.__annotations__["scheduler"] = __import__("whet.config", fromlist=["Method"]).Method
 
 
 # ------------------------------------------------------------------ completion
@@ -162,7 +156,7 @@ def test_complete_keeps_what_is_stated():
     assert node["betas"] == [0.9, 0.999]
 
 
-def test_complete_leaves_a_bad_target_for_check():
+def test_complete_leaves_a_bad_target_for_build():
     assert complete({TARGET: "whet.optimizer.nothing.adamw", "lr": 1}) == {
         TARGET: "whet.optimizer.nothing.adamw",
         "lr": 1,
@@ -171,14 +165,24 @@ def test_complete_leaves_a_bad_target_for_check():
 
 def test_to_config_round_trips_components():
     node = to_config(Engine(duration=Duration(5, "st"), batching=Batching(size=7)))
-    again = build({"engine": node}, _engine).keywords["engine"]
+    again = part(node, Engine, "engine")
     assert again == Engine(duration=Duration(5, "st"), batching=Batching(size=7))
 
 
-def _engine(*, engine: Engine) -> None: ...
-
-
-_engine.__annotations__["engine"] = Engine
+@pytest.mark.parametrize(
+    ("node", "key"),
+    [
+        (5, "engine"),
+        ({"duration": "3ep"}, "engine"),
+        ({TARGET: "whet.optimizer.sgd.sgd", "lr": 1.0}, f"engine.{TARGET}"),
+        ({TARGET: "whet.engine.engine.Engine", "clip": "x"}, "engine.clip"),
+        ({TARGET: "whet.engine.engine.Engine", "duration": "0ep"}, "engine.duration"),
+    ],
+)
+def test_a_part_that_is_none_is_named(node, key):
+    with pytest.raises(ConfigError) as caught:
+        part(node, Engine, "engine")
+    assert caught.value.key == key
 
 
 # ------------------------------------------------------------------ checking
@@ -195,6 +199,8 @@ BAD = {
     "scheduler.warmup=500": ("scheduler.warmup", "500", "500st"),
     "engine.duration=3": ("engine.duration", "3", "3ep"),
     "engine.duration=0ep": ("engine.duration", "0ep", "3ep"),
+    "engine.evaluate_every=0st": ("engine.evaluate_every", "0st", "more than 0"),
+    "engine.checkpoint_every=0ep": ("engine.checkpoint_every", "0ep", "more than 0"),
     "engine.batching.size=2.5": ("engine.batching.size", "2.5", "integer"),
     "engine.batching.size=true": ("engine.batching.size", "True", "integer"),
     "engine.precision=bf17": ("engine.precision", "bf17", "did you mean bf16"),
@@ -227,7 +233,7 @@ BAD = {
 def test_bad_values_name_key_value_and_what_is_right(override):
     key, value, hint = BAD[override]
     with pytest.raises(ConfigError) as caught:
-        check(compose("train", [override]), Parts)
+        build(compose("train", [override]), Parts)
     text = str(caught.value)
     assert text.startswith(f"{key}=")
     assert value in text
@@ -245,7 +251,7 @@ def test_numbers_serve_as_names():
 
 def test_missing_value_is_named():
     with pytest.raises(ConfigError, match=r"model\.weights\.path: must be given"):
-        check(compose("train", ["model=local"]), Parts)
+        build(compose("train", ["model=local"]), Parts)
 
 
 def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
@@ -255,7 +261,7 @@ def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     override = ["objective._target_=my_objectives.mine", "+objective.scale=2.0"]
     with pytest.raises(ConfigError, match="not allowed"):
-        check(compose("train", override), Parts)
+        build(compose("train", override), Parts)
     monkeypatch.setenv("WHET_TARGETS", "my_objectives")
     bound = build(compose("train", override), Parts).keywords["objective"]
     assert bound(None, None) == 2.0
@@ -263,16 +269,8 @@ def test_extra_targets_only_by_environment(monkeypatch, tmp_path):
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-12, max_value=1e12))
 def test_any_positive_rate_is_taken_exactly(lr):
-    bound = build({"optimizer": {TARGET: "whet.optimizer.sgd.sgd", "lr": lr}}, _optimizer).keywords[
-        "optimizer"
-    ]
+    bound = part({TARGET: "whet.optimizer.sgd.sgd", "lr": lr}, Method, "optimizer")
     assert bound.keywords["lr"] == lr
-
-
-def _optimizer(*, optimizer: functools.partial) -> None: ...
-
-
-_optimizer.__annotations__["optimizer"] = _scheduler.__annotations__["scheduler"]
 
 
 def test_nearest_names_choices():

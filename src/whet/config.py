@@ -3,8 +3,8 @@
 The signature is the schema. A config node with `_target_: whet.group.file.name` stands for a call of that
 callable; its keyword-only parameters (for a class: its constructor's) are the node's keys, their
 annotations the types, their defaults the only defaults. `complete` writes the defaults into a node when its
-YAML is read, so every setting shows in `--cfg job` and can be overridden by name; `check` binds the whole
-tree before anything heavy is loaded; `build` makes the objects.
+YAML is read, so every setting shows in `--cfg job` and can be overridden by name; `build` checks the whole
+tree and makes its objects before anything heavy is loaded.
 
 A class is instantiated; a function becomes a `functools.partial` that waits for its positional arguments.
 """
@@ -167,7 +167,7 @@ def complete(node: Any) -> Any:
         return filled
     try:
         parameters = signature(resolve(filled[TARGET]))
-    except ConfigError:  # check() reports it, with its key
+    except ConfigError:  # build() reports it, with its key
         return filled
     for name, parameter in parameters.items():
         if name not in filled and parameter.default is not inspect.Parameter.empty:
@@ -202,17 +202,14 @@ def to_config(value: Any) -> Any:
 # ---------------------------------------------------------------- check and build
 
 
-def check(config: Mapping[str, Any], target: Method, key: str = "") -> None:
-    """Bind `config` to the signature of `target`, nested nodes included; touches nothing heavy.
+def build(config: Mapping[str, Any], target: Method, key: str = "") -> functools.partial[Any]:
+    """Check `config` and return `target` with the built parts bound, ready to be called.
+
+    Nested nodes are checked and built too; nothing heavy is touched.
 
     Raises:
         ConfigError: names the key, the value and what would be right.
     """
-    build(config, target, key)
-
-
-def build(config: Mapping[str, Any], target: Method, key: str = "") -> Method:
-    """Check `config` and return `target` with the built parts bound, ready to be called."""
     parameters = signature(target)
     given = {name: value for name, value in config.items() if name != TARGET}
     _no_strangers(given, parameters, key)
@@ -235,7 +232,7 @@ def _no_strangers(given: Mapping[str, Any], parameters: Mapping[str, Any], key: 
 
 def _value(value: Any, annotation: Any, key: str) -> Any:
     if isinstance(value, Mapping) and TARGET in value:
-        return _part(value, annotation, key)
+        return part(value, annotation, key)
     inner, container = _component_of(annotation)
     if inner is not None:
         return _parts(value, inner, container, annotation, key)
@@ -249,11 +246,26 @@ def _parts(value: Any, inner: Any, container: Any, annotation: Any, key: str) ->
         return {name: _value(item, inner, f"{key}.{name}") for name, item in value.items()}
     if container is list and isinstance(value, (list, tuple)):
         return [_value(item, inner, f"{key}.{place}") for place, item in enumerate(value)]
-    raise ConfigError(key, f"must be a node with {TARGET}: whet.…", value)
+    return part(value, annotation, key)
 
 
-def _part(node: Mapping[str, Any], annotation: Any, key: str) -> Any:
+def part(node: Any, annotation: Any, key: str) -> Any:
+    """Check and build one component node.
+
+    Args:
+        node: of a composed or saved config.
+        annotation: the class that it must make an object of, or `Method` for a function.
+        key: where it stands in the config.
+
+    Returns:
+        The object, or the function with its settings bound.
+
+    Raises:
+        ConfigError: not a component's node, another component, or wrong settings.
+    """
     where = f"{key}.{TARGET}"
+    if not (isinstance(node, Mapping) and TARGET in node):
+        raise ConfigError(key, f"must be a node with {TARGET}: whet.…", node)
     target = resolve(node[TARGET], where)
     _fits(target, annotation, where)
     group = key.split(".")[0]

@@ -100,6 +100,103 @@ def test_completion_in_a_real_bash(workplace):
         assert expected in [item.strip() for item in done.stdout.split("|")], (line, done.stdout, done.stderr)
 
 
+# ------------------------------------------------------------------ predict, evaluate
+
+
+@pytest.fixture
+def finished(workplace, quick, capsys):
+    """A run of about a second, trained in fp32 on the CPU; its folder."""
+    keys = ["engine.device=cpu", "engine.precision=fp32", "name=base"]
+    assert main(["train", *quick, *keys]) == 0
+    capsys.readouterr()
+    return workplace / "outputs" / "runs" / "base"
+
+
+def labelled(finished, *keys):
+    """What `whet predict` says, one dict a row."""
+    assert main(["predict", f"run={finished}", "device=cpu", "output=out.jsonl", *keys]) == 0
+    return [json.loads(line) for line in (finished.parents[2] / "out.jsonl").read_text().splitlines()]
+
+
+def test_batch_of_predict_is_the_most_rows_of_a_forward_pass(finished, workplace, monkeypatch):
+    from whet.data.batch import Collator
+
+    (workplace / "in.txt").write_text("".join(f"film {number}\n" for number in range(7)))
+    sizes, collate = [], Collator.__call__
+
+    def noted(self, rows, device):
+        sizes.append(len(rows))
+        return collate(self, rows, device)
+
+    monkeypatch.setattr(Collator, "__call__", noted)
+    found = []
+    for batch, expected in ((3, [3, 3, 1]), (7, [7]), (128, [7])):
+        sizes.clear()
+        found.append([row["label"] for row in labelled(finished, "input=in.txt", f"batch={batch}")])
+        assert sizes == expected
+    assert found[0] == found[1] == found[2]
+
+
+def test_format_of_predict_decides_how_a_file_is_read(finished, workplace):
+    (workplace / "in.dat").write_text("stars,review\n5,good film\n1,bad film\n")
+
+    def texts(name):
+        return [row["text"] for row in labelled(finished, "input=in.dat", f"format={name}")]
+
+    lines = ["stars,review", "5,good film", "1,bad film"]
+    assert texts("auto") == texts("txt") == lines, "without a known suffix: plain lines"
+    assert texts("csv") == ["good film", "bad film"]
+    (workplace / "in.dat").write_text("review\tstars\ngood, really\t5\n")
+    assert texts("tsv") == ["good, really"]
+    (workplace / "in.dat").write_text('{"review": "fine"}\n')
+    assert texts("jsonl") == ["fine"]
+
+
+def test_precision_of_evaluate_and_predict_is_that_of_the_logits(finished, workplace):
+    """bf16 keeps 8 bits of a logit: what it says lies on a coarser grid than fp32's."""
+    import numpy as np
+    import torch
+
+    from whet.evaluation.predictions import Predictions
+
+    def evaluated(*keys):
+        assert main(["evaluate", f"run={finished}", "device=cpu", *keys]) == 0
+        newest = max((finished / "evaluations").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        return Predictions.load(newest / "test.npz").logits
+
+    def on_the_grid(logits):
+        rounded = torch.from_numpy(logits).bfloat16().float().numpy()
+        return np.array_equal(rounded, logits)
+
+    trained = Predictions.load(finished / "predictions" / "test.npz").logits
+    assert np.array_equal(evaluated(), trained), "null: that of the training"
+    assert np.array_equal(evaluated("precision=fp32"), trained)
+    coarse = evaluated("precision=bf16")
+    assert on_the_grid(coarse) and not on_the_grid(trained)
+    np.testing.assert_allclose(coarse, trained, atol=0.05)
+    (workplace / "in.txt").write_text("good film\nbad film\n")
+    fine, rough = (labelled(finished, "input=in.txt", f"precision={name}") for name in ("fp32", "bf16"))
+    assert fine == labelled(finished, "input=in.txt")
+    assert [row["probabilities"] for row in fine] != [row["probabilities"] for row in rough]
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["predict", "input=own.csv", "output=out.jsonl"]])
+def test_device_of_evaluate_and_predict_is_where_the_model_goes(finished, command, monkeypatch, capsys):
+    from torch import nn
+
+    places, move = [], nn.Module.to
+
+    def noted(self, place, *rest, **more):
+        places.append(str(place))
+        return move(self, place, *rest, **more)
+
+    monkeypatch.setattr(nn.Module, "to", noted)
+    assert main([*command, f"run={finished}", "device=cpu"]) == 0
+    assert places[-1] == "cpu"
+    assert main([*command, f"run={finished}", "device=cuda:99"]) == 2
+    assert "device=cuda:99: not usable here" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ data, doctor
 
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from tests.hub import no_hub, snapshot
 
 from whet.data import hub
 from whet.data.hub import Hub
@@ -15,20 +16,12 @@ COMMIT = "ab" * 20
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No hub, and an empty hub cache; returns the cache folder."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    return tmp_path / "hf"
+    return no_hub(monkeypatch, tmp_path / "hf")
 
 
-def snapshot(cache, files):
-    folder = cache / "datasets--some--rows"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(COMMIT)
-    (folder / "snapshots" / COMMIT).mkdir(parents=True)
-    for name, text in files.items():
-        (folder / "snapshots" / COMMIT / name).write_text(text)
+def lay_rows(cache, files):
+    data = {name: text.encode() for name, text in files.items()}
+    snapshot(cache, "datasets--some--rows", COMMIT, data)
 
 
 def test_no_network_is_one_line_without_waiting(offline, tmp_path, monkeypatch):
@@ -45,7 +38,7 @@ def test_revision_must_be_pinned(tmp_path):
 
 
 def test_a_cached_snapshot_serves_without_a_network(offline, tmp_path):
-    snapshot(offline, {"train.csv": "text,label\na,1\nb,0\n", "test.csv": "text,label\nc,1\n"})
+    lay_rows(offline, {"train.csv": "text,label\na,1\nb,0\n", "test.csv": "text,label\nc,1\n"})
     paths = Paths(cache=str(tmp_path / "whet"))
     found = Hub(repo="some/rows", revision=COMMIT).read(paths)
     assert {name: len(rows) for name, rows in found.items()} == {"train": 2, "test": 1}
@@ -60,7 +53,7 @@ def test_a_cached_snapshot_serves_without_a_network(offline, tmp_path):
 
 
 def test_a_kept_copy_needs_no_question(offline, tmp_path, monkeypatch):
-    snapshot(offline, {"train.csv": "text\na\n"})
+    lay_rows(offline, {"train.csv": "text\na\n"})
     paths = Paths(cache=str(tmp_path / "whet"))
     Hub(repo="some/rows", revision=COMMIT).read(paths)
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the network"))
@@ -68,6 +61,6 @@ def test_a_kept_copy_needs_no_question(offline, tmp_path, monkeypatch):
 
 
 def test_an_unusable_repository_is_reported(offline, tmp_path):
-    snapshot(offline, {"README.md": "nothing here"})
+    lay_rows(offline, {"README.md": "nothing here"})
     with pytest.raises(DataError, match="can't be read"):
         Hub(repo="some/rows", revision=COMMIT).read(Paths(cache=str(tmp_path / "whet")))

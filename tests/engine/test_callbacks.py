@@ -103,6 +103,35 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(tmp_path):
     assert (state.best_step, state.best_value) == (30, 1.5)
 
 
+def test_further_steps_are_saved_beside_the_evaluations(tmp_path):
+    save = Save(
+        lambda folder, state: None,
+        Checkpoints(tmp_path / "checkpoints"),
+        StopRequest(),
+        keep=9,
+        further=frozenset({2, 5}),
+    )
+    for step in range(1, 7):
+        save.on_update(State(step=step), StepResult(1.0, 1.0, 1.0, 1, 1))
+    assert save.checkpoints.steps() == [2, 5]
+
+
+def test_no_step_of_a_run_is_written_twice(workplace, quick, monkeypatch):
+    """A step that is evaluated is saved then, and not before."""
+    from whet.cli.main import main
+
+    saved, save = [], Checkpoints.save
+
+    def noted(self, step, fill):
+        saved.append(step)
+        return save(self, step, fill)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    keys = ["engine.duration=7st", "engine.evaluate_every=4st", "engine.checkpoint_every=2st"]
+    assert main(["train", *quick, *keys, "engine.batching.size=8"]) == 0
+    assert saved == [2, 4, 6, 7]
+
+
 def test_a_request_saves_and_stops(tmp_path):
     request = StopRequest()
     save = Save(lambda folder, state: None, Checkpoints(tmp_path / "checkpoints"), request)

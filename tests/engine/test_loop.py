@@ -39,6 +39,11 @@ class Steps:
     def __init__(self, fails_at=None):
         self.model, self.done, self.fails_at = SimpleNamespace(), 0, fails_at
 
+    def ahead(self, updates):
+        return updates
+
+    def settle(self): ...
+
     def update(self, update):
         assert update.step == self.done
         if update.step == self.fails_at:

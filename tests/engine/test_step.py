@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +18,7 @@ from whet.data.files import Files
 from whet.data.tokens import encode
 from whet.engine.plan import Plan, Update
 from whet.engine.precision import Amp
-from whet.engine.step import Stepper
+from whet.engine.step import Stepper, figures
 from whet.errors import NonFiniteError
 from whet.model.encoder import Encoder
 from whet.model.tiny import TinyWeights, byte_tokenizer
@@ -422,3 +424,85 @@ def test_fp16_gives_up_when_there_is_no_scale_left():
     made = stepper(Bag(), criterion, CLASSES, amp=Amp(CPU, "fp16"), objective=exploding, duration="60st")
     with pytest.raises(NonFiniteError, match="at step 17"):
         run(made)
+
+
+# ---------------------------------------------------------------- a device that is ahead of the host
+
+
+def bad_at(steps):
+    """An objective whose loss is NaN in the updates numbered so."""
+    seen = iter(range(10_000))
+    return lambda forward, batch: plain(forward, batch) * (math.nan if next(seen) in steps else 1.0)
+
+
+def fused(model):
+    return with_base(torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, fused=True))
+
+
+def test_a_lag_changes_no_number():
+    criterion = task().criterion(CLASSES, NAMES)
+    weights, told = [], []
+    for lag in (0, 3):
+        model = Bag()
+        after, results = run(stepper(model, criterion, CLASSES, optimizer=fused(model), lag=lag))
+        weights.append(after)
+        told.append([(r.loss, r.grad_norm) for r in figures(results)])
+    assert torch.equal(*weights)
+    assert np.allclose(*told, rtol=1e-6, atol=0)
+
+
+def test_with_a_lag_bad_updates_are_left_out_on_the_device(caplog):
+    criterion = task().criterion(CLASSES, NAMES)
+    weights = []
+    for lag in (0, 3):
+        model = Bag()
+        made = stepper(
+            model,
+            criterion,
+            CLASSES,
+            optimizer=fused(model),
+            lag=lag,
+            on_nan="skip",
+            objective=bad_at({1, 2}),
+        )
+        weights.append(run(made)[0])
+        made.settle()
+        assert made.skipped == 0 and caplog.text.count("is left out") == 2
+        caplog.clear()
+    assert torch.equal(*weights)
+
+
+def test_with_a_lag_nothing_moves_after_the_first_bad_update():
+    criterion = task().criterion(CLASSES, NAMES)
+    model, sober = Bag(), Bag()
+    made = stepper(model, criterion, CLASSES, optimizer=fused(model), lag=3, objective=bad_at({2}))
+    made._unread = Slow()  # the numbers of four updates are on their way
+    with pytest.raises(NonFiniteError, match="loss is nan at step 3"):
+        run(made)
+    good = stepper(sober, criterion, CLASSES, optimizer=fused(sober))
+    for update in list(good.plan)[:2]:
+        good.update(update)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), sober.parameters(), strict=True))
+
+
+class Slow(deque):
+    """Numbers arrive only when they are waited for."""
+
+    def append(self, told):
+        super().append(replace(told, there=SimpleNamespace(query=lambda: False, synchronize=lambda: None)))
+
+
+def test_an_unfused_optimizer_has_no_lag():
+    model = Bag()
+    assert stepper(model, task().criterion(CLASSES, NAMES), CLASSES, lag=5).lag == 0
+
+
+def test_batches_made_ahead_are_the_same():
+    criterion = task().criterion(CLASSES, NAMES)
+    plainly, ahead = Bag(), Bag()
+    after, _ = run(stepper(plainly, criterion, CLASSES, accumulate=2))
+    made = stepper(ahead, criterion, CLASSES, accumulate=2)
+    for update in made.ahead(made.plan):
+        assert len(made._made[update.step]) == len(update.micro_batches)
+        made.update(update)
+    assert torch.equal(after, torch.cat([p.detach().flatten() for p in ahead.parameters()]))

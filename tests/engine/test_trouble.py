@@ -27,7 +27,7 @@ def poison(monkeypatch, steps):
     update = Stepper.update
 
     def backward(self, rows, weight):
-        loss = whole(self, rows, weight)
+        loss = whole(self, batch, weight)
         return loss * math.nan if now["step"] in steps else loss
 
     def counted(self, plan):
@@ -80,9 +80,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(workplace, key
     assert main(["train", *mine, "name=whole"]) == 0
     whole = Stepper._backward
 
-    def small(self, rows, weight):
-        loss = whole(self, rows, weight)  # memory runs out after some gradients are already there
-        if len(rows) > 3:
+    def small(self, batch, weight):
+        loss = whole(self, batch, weight)  # memory runs out after some gradients are already there
+        if len(batch.rows) > 3:
             raise error
         return loss
 

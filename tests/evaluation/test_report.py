@@ -22,6 +22,13 @@ def predictions(labels, names, split="test", ids=None):
     return Predictions(np.array(ids), np.zeros((len(labels), 1), np.float32), labels, split, tuple(names))
 
 
+def written(said, kind, chances, decisions, metrics, directions, folder, texts=None):
+    """The report made and written."""
+    report = make_report(said, kind, chances, decisions, metrics, directions, texts)
+    write_report(report, said, chances, folder)
+    return report
+
+
 def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
@@ -40,7 +47,7 @@ TEXTS = ["fine", "很好看 | 推荐", "c", "😀 <b>bold</b>\nnew line", "e", "
 def test_json_by_hand(five, tmp_path):
     said, chances, decisions = five
     metrics = {"accuracy": 0.6, "roc_auc": math.nan}
-    report = write_report(
+    report = written(
         said, "single_label", chances, decisions, metrics, {"accuracy": "maximize"}, tmp_path, TEXTS
     )
     found = json.loads((tmp_path / "test.json").read_text(encoding="utf-8"))
@@ -77,7 +84,7 @@ def test_json_by_hand(five, tmp_path):
 
 def test_markdown_tables_hold_together(five, tmp_path):
     said, chances, decisions = five
-    write_report(
+    written(
         said, "single_label", chances, decisions, {"accuracy": 0.6}, {"accuracy": "maximize"}, tmp_path, TEXTS
     )
     text = (tmp_path / "test.md").read_text(encoding="utf-8")
@@ -132,7 +139,7 @@ def test_counts_agree_with_loops_and_lines_fit(seed, classes, n):
 def test_binary_has_one_probability_and_two_classes(tmp_path):
     chances = np.array([0.9, 0.2, 0.7, 0.4])
     said = predictions([1, 1, 0, 0], ["no", "yes"])
-    report = write_report(said, "binary", chances, (chances >= 0.5).astype(int), {}, {}, tmp_path)
+    report = written(said, "binary", chances, (chances >= 0.5).astype(int), {}, {}, tmp_path)
     assert report.confusion == [[1, 1], [1, 1]]
     assert [(one.id, one.predicted) for one in report.worst] == [("行1", "no"), ("行2", "yes")]
     assert [one.probability for one in report.worst] == pytest.approx([0.8, 0.7])
@@ -150,9 +157,7 @@ def test_multi_label(tmp_path):
     labels = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]], dtype=np.float32)
     chances = np.array([[0.9, 0.6, 0.8], [0.1, 0.2, 0.95], [0.7, 0.9, 0.3]])
     decided = (chances >= 0.5).astype(np.float32)
-    report = write_report(
-        predictions(labels, ["甲", "b", "c"]), "multi_label", chances, decided, {}, {}, tmp_path
-    )
+    report = written(predictions(labels, ["甲", "b", "c"]), "multi_label", chances, decided, {}, {}, tmp_path)
     assert report.confusion is None
     assert [(one.support, one.predicted, one.precision) for one in report.classes] == [
         (2, 2, 1.0),
@@ -170,7 +175,7 @@ def test_multi_label(tmp_path):
 
 def test_regression(tmp_path):
     labels, values = np.array([1, 2, np.nan, 4], dtype=np.float32), np.array([1.5, 2.0, 9.0, 1.0])
-    report = write_report(
+    report = written(
         predictions(labels, []), "regression", values, values, {"mae": 1.0}, {"mae": "minimize"}, tmp_path
     )
     found = json.loads((tmp_path / "test.json").read_text())
@@ -195,15 +200,15 @@ def test_without_labels_there_is_nothing_to_report(labels, tmp_path):
         ("x", "y"),
     )
     with pytest.raises(RunError, match="test: not one row has a label"):
-        write_report(said, "single_label", np.full((2, 2), 0.5), np.array([0, 0]), {}, {}, tmp_path)
+        written(said, "single_label", np.full((2, 2), 0.5), np.array([0, 0]), {}, {}, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_files_are_replaced_whole(five, tmp_path, monkeypatch):
     said, chances, decisions = five
-    write_report(said, "single_label", chances, decisions, {"a": 1.0}, {}, tmp_path)
+    written(said, "single_label", chances, decisions, {"a": 1.0}, {}, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_report(said, "single_label", chances, decisions, {"a": 1.0}, {}, tmp_path)
+    written(said, "single_label", chances, decisions, {"a": 1.0}, {}, tmp_path)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(OSError, match="disk"), aside(tmp_path / "test.json") as beside:
         beside.write_text("half")
@@ -218,7 +223,7 @@ def test_pictures_open_and_show_something(tmp_path):
         said = predictions(
             rng.integers(0, classes, 300), [f"很长的类别名称 $x_{i}$" for i in range(classes)], f"s{classes}"
         )
-        write_report(said, "single_label", chances, chances.argmax(axis=1), {}, {}, tmp_path)
+        written(said, "single_label", chances, chances.argmax(axis=1), {}, {}, tmp_path)
         picture = tmp_path / f"s{classes}_confusion.png"
         assert picture.exists() == confusion
         for path in (picture, tmp_path / f"s{classes}_pr.png") if confusion else ():

@@ -11,6 +11,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.hub import no_hub, snapshot
 
 from whet.errors import ModelError
 from whet.model.weights import HubWeights, LocalWeights, WheelParts, WheelWeights, read_pickled
@@ -192,28 +193,12 @@ def test_local_folders(paths, tmp_path):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """No hub, and an empty hub cache; returns the cache folder."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    return tmp_path / "hf"
-
-
-def snapshot(cache, files):
-    """A repository as the hub's own cache lays it out: blobs, and a snapshot of links to them."""
-    folder = cache / "models--some--model"
-    for part in ("refs", "blobs", f"snapshots/{COMMIT}"):
-        (folder / part).mkdir(parents=True)
-    (folder / "refs" / "main").write_text(COMMIT)
-    for name, data in files.items():
-        blob = folder / "blobs" / sha(data)
-        blob.write_bytes(data)
-        (folder / "snapshots" / COMMIT / name).symlink_to(blob)
+    return no_hub(monkeypatch, tmp_path / "hf")
 
 
 def test_a_hub_snapshot_serves_without_a_network(offline, paths, tmp_path):
     data = safe_bytes(tmp_path)
-    snapshot(offline, {"config.json": CONFIG, "model.safetensors": data})
+    snapshot(offline, "models--some--model", COMMIT, {"config.json": CONFIG, "model.safetensors": data})
     found = HubWeights(repo="some/model", revision=COMMIT).locate(paths)
     assert (found.id, found.sha256) == (f"some/model@{COMMIT}", sha(data))
     assert load_file(found.folder / "model.safetensors")["a"].tolist() == [1, 1]
@@ -224,14 +209,19 @@ def test_a_hub_snapshot_serves_without_a_network(offline, paths, tmp_path):
 def test_a_hub_snapshot_with_a_pickle_is_converted(offline, paths):
     buffer = io.BytesIO()
     torch.save({"a": torch.ones(2)}, buffer)
-    snapshot(offline, {"config.json": CONFIG, "pytorch_model.bin": buffer.getvalue()})
+    snapshot(
+        offline,
+        "models--some--model",
+        COMMIT,
+        {"config.json": CONFIG, "pytorch_model.bin": buffer.getvalue()},
+    )
     found = HubWeights(repo="some/model", revision=COMMIT).locate(paths)
     assert load_file(found.folder / "model.safetensors")["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("files", [{}, {"config.json": CONFIG}])
 def test_no_network_is_one_line_without_waiting(files, offline, paths, monkeypatch):
-    snapshot(offline, files)
+    snapshot(offline, "models--some--model", COMMIT, files)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for a hub that isn't there"))
     with pytest.raises(ModelError, match=r"model\.weights\.path=/dir") as caught:
         HubWeights(repo="some/model", revision=COMMIT).locate(paths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from whet.cli.app import launch, listen
 from whet.config import build, to_plain
@@ -18,6 +18,8 @@ from whet.types import NonNegativeInt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from whet.engine.plan import Rows
 
 
 def main(arguments: list[str]) -> int:
@@ -45,10 +47,13 @@ def describe_data(
     output: str | None = None,
 ) -> str:
     """Counts, label balance, lengths, padding, truncation, findings of the audit, samples."""
+    from whet.data.tokens import tokenize_splits
     from whet.evaluation.describe import describe, render
 
     corpus = debug.cut(task.load(paths), seed)
-    tokens = _tokens(task, model, corpus, paths)
+    tokenizer, located = model.tokenizer(paths)
+    room = paths.cached("tokens")
+    tokens = tokenize_splits(corpus.splits, tokenizer, task.max_length, located.folder, room)
     found = describe(
         corpus.tables,
         {name: item.lengths for name, item in tokens.items()},
@@ -64,20 +69,8 @@ def describe_data(
     return render(found, shutil.get_terminal_size((100, 24)).columns)
 
 
-def _tokens(task: Task, model: Encoder, corpus: Any, paths: Paths) -> dict[str, Any]:
-    from whet.data.tokens import tokenize, tokenizer_hash
+def _padding(lengths: Rows, engine: Engine, seed: int) -> float:
+    """Share of padding in one epoch under the engine's batching; a split may be empty."""
+    from whet.engine.plan import Plan
 
-    tokenizer, located = model.tokenizer(paths)
-    source, room = tokenizer_hash(located.folder), paths.cached("tokens")
-    return {
-        name: tokenize(examples.texts, tokenizer, task.max_length, source, room)
-        for name, examples in corpus.splits.items()
-    }
-
-
-def _padding(lengths: Any, engine: Engine, seed: int) -> float:
-    """Share of padding under the engine's batching."""
-    import numpy as np
-
-    windows = engine.batching.windows(lengths, engine.accumulate, np.random.default_rng([seed, 0]))
-    return engine.batching.padding(lengths, [rows for window in windows for rows in window])
+    return Plan(lengths, engine.batching, engine.accumulate, seed, counts=(), total=0).padding()

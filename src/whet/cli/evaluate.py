@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from whet.cli.app import launch, listen
 from whet.config import build, to_plain
@@ -12,6 +12,7 @@ from whet.paths import Paths
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from whet.data.batch import Examples
     from whet.engine.load import Finished
 
 
@@ -53,16 +54,8 @@ def evaluate(
     return f"{text}\n\nreport and predictions  {folder}"
 
 
-def _report(finished: Finished, examples: Any, folder: Path) -> str:
-    from whet.evaluation.report import write_report
-
-    judge, task = finished.judge(examples), finished.trained.task
+def _report(finished: Finished, examples: Examples, folder: Path) -> str:
+    judge = finished.judge(examples)
     predictions = judge.predict(finished.trained.model)
     predictions.save(folder / f"{examples.split}.npz")
-    probabilities = task.probabilities(predictions.logits)
-    kind: Any = task.kind
-    report = write_report(
-        predictions, kind, probabilities, task.decide(probabilities), judge.metrics(predictions),
-        task.directions(), folder, [" ⏎ ".join(row) for row in examples.texts],
-    )  # fmt: skip
-    return report.text()
+    return judge.report(predictions, judge.metrics(predictions), folder).text()

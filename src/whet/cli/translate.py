@@ -12,12 +12,14 @@ _EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "
 
 def is_expected(error: BaseException) -> bool:
     """Whether a user can have caused `error`."""
-    if isinstance(error, WhetError):
-        return True
+    return isinstance(error, _expected())
+
+
+def _expected() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return isinstance(error, (HydraException, OmegaConfBaseException))
+    return WhetError, HydraException, OmegaConfBaseException
 
 
 def explain(error: BaseException, arguments: list[str], command: str) -> WhetError:
@@ -82,7 +84,7 @@ def _unknown_key(key: str, arguments: list[str], command: str) -> ConfigError:
     ]
     try:
         node: Any = compose(command, others)
-    except Exception as error:  # noqa: BLE001 (another override is wrong too: tell that one)
+    except _expected() as error:  # another override is wrong too: tell that one
         return ConfigError(key, f"unknown key ({one_line(_cause(error))})", value)
     return ConfigError(key, f"unknown key; {_near(node, key)}", value)
 

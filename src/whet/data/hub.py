@@ -21,11 +21,22 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0
 """Seconds the hub has to answer before it counts as out of reach."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_UNPINNED = "must be a commit (40 hex digits), or set allow_unpinned"
 _OFFLINE = (
     "the hub can't be reached and no copy is cached: use a task whose data are local files "
     "(_target_: whet.data.files.Files, path: /file.csv)"
 )
+
+
+def is_pinned(revision: str | None, allow_unpinned: bool) -> bool:
+    """Whether `revision` is a commit.
+
+    Raises:
+        DataError: it isn't, and must be.
+    """
+    pinned = bool(_COMMIT.fullmatch(revision or ""))
+    if not pinned and not allow_unpinned:
+        raise DataError("revision", "must be a commit (40 hex digits), or set allow_unpinned", revision)
+    return pinned
 
 
 def reachable() -> bool:
@@ -66,9 +77,7 @@ class Hub(Source):
     def read(self, paths: Paths) -> dict[str, datasets.Dataset]:
         import datasets
 
-        pinned = bool(_COMMIT.fullmatch(self.revision or ""))
-        if not pinned and not self.allow_unpinned:
-            raise DataError("revision", _UNPINNED, self.revision)
+        pinned = is_pinned(self.revision, self.allow_unpinned)
         kept = paths.cached("hub") / re.sub(r"\W+", "-", f"{self.repo} {self.name} {self.revision}")
         if not (pinned and kept.is_dir()):
             self._refresh(kept)

@@ -75,7 +75,7 @@ def _from_file(
             yield from _from_lines(file, columns, id_column, "txt")
         return
     with _about("input", given):
-        table = read_table(path, cache=paths.cached("files"), format=format)
+        table = read_table(path, cache=paths.cached("datasets"), format=format)
     _has(columns, table.column_names)
     for number, record in enumerate(table):
         yield _row(number, record, columns, id_column)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from whet.storage import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from whet.data.batch import Examples
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -117,6 +119,21 @@ def tokenize(
         )
     found = _open(folder, key)
     return made if found is None else found
+
+
+def tokenize_splits(
+    splits: Mapping[str, Examples],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    folder: Path,
+    room: Path,
+) -> dict[str, Tokens]:
+    """`tokenize` for every split; `folder` holds the tokenizer's files."""
+    source = tokenizer_hash(folder)
+    return {
+        name: tokenize(examples.texts, tokenizer, max_length, source, room)
+        for name, examples in splits.items()
+    }
 
 
 def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:

@@ -12,9 +12,9 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from whet.config import Method, Node, build
+from whet.config import Method, Node, part
 from whet.engine.checkpoint import is_complete, load_tensors
 from whet.errors import ModelError, RunError, one_line
 from whet.model.encoder import Encoder, load_tokenizer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from whet.model.encoder import Loaded
+    from whet.model.weights import Located
     from whet.paths import Paths
 
 FORMAT = 1
@@ -88,13 +89,19 @@ def load(folder: Path, paths: Paths) -> Trained:
     import torch
 
     card = read_card(folder)
-    settings = {"task": card["task"], "model": card["model"], "peft": card["peft"]}
-    parts = build(settings, _settings).keywords  # type: ignore[attr-defined]
+    task: Task = part(card["task"], Task, "task")
+    encoder: Encoder = part(card["model"], Encoder, "model")
+    method: Method = part(card["peft"], Method, "peft")
     names = tuple(card["label_names"])
     with torch.random.fork_rng(devices=[]):
-        model = _whole(folder, parts["model"]) if card["whole"] else _part(folder, parts, names, card, paths)
-    tokenizer = load_tokenizer(folder, parts["model"].trust_remote_code)
-    return Trained(model.eval(), tokenizer, parts["task"], names, card)
+        if card["whole"]:
+            model = _whole(folder, encoder)
+        else:
+            _same_base(encoder.locate(paths), card["base"])
+            model = apply(method, encoder.load(task.head(names), paths))
+            load_tensors(model, folder / PART)
+    tokenizer = load_tokenizer(folder, encoder.trust_remote_code)
+    return Trained(encoder.tuned(model).eval(), tokenizer, task, names, card)
 
 
 def read_card(folder: Path) -> Node:
@@ -115,10 +122,6 @@ def read_card(folder: Path) -> Node:
     return dict(card)
 
 
-def _settings(*, task: Task, model: Encoder, peft: Method) -> None:
-    """The signature that a card's settings are checked against."""
-
-
 def _whole(folder: Path, encoder: Encoder) -> nn.Module:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -128,22 +131,17 @@ def _whole(folder: Path, encoder: Encoder) -> nn.Module:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}/config.json: missing or damaged ({one_line(error)[:200]})") from None
-    made = AutoModelForSequenceClassification.from_config(
+    made: nn.Module = AutoModelForSequenceClassification.from_config(
         config, dtype=torch.float32, trust_remote_code=trust, **encoder.implementation()
     )
     load_tensors(made, folder / WHOLE)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
-def _part(folder: Path, parts: Any, names: tuple[str, ...], card: Node, paths: Paths) -> nn.Module:
-    encoder: Encoder = parts["model"]
-    base, wanted = encoder.locate(paths), card["base"]
+def _same_base(base: Located, wanted: Node) -> None:
     if base.sha256 != wanted["sha256"]:
         problem = f"not the base of the training ({wanted['id']}, sha256 {wanted['sha256'][:12]}…)"
         raise ModelError("model.weights", problem, base.id)
-    model = apply(parts["peft"], encoder.load(parts["task"].head(names), paths))
-    load_tensors(model, folder / PART)
-    return model
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.data.batch import Collator, Examples
-from whet.data.tokens import Tokens, texts_hash, tokenize, tokenizer_hash
+from whet.data.tokens import Tokens, texts_hash, tokenize_splits
 from whet.engine.evaluate import Evaluator
 from whet.engine.plan import Plan
 from whet.engine.step import Objective, Schedule, Stepper
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from whet.task.base import Corpus, Criterion, Task
 
 log = logging.getLogger("whet.engine")
+_LAG = 8
+"""Updates that the host may be ahead of a GPU."""
 
 
 def seed_everything(seed: int) -> None:
@@ -69,13 +71,8 @@ def prepare(
     texts, labels = augmentation(train.texts, list(train.labels), np.random.default_rng(seed))
     ids = train.ids if len(texts) == len(train) else np.array([f"augmented-{i}" for i in range(len(texts))])
     corpus.splits["train"] = Examples("train", ids, texts, np.asarray(labels, dtype=train.labels.dtype))
-    source = tokenizer_hash(loaded.located.folder)
-    limit = max_length(task, loaded)
-    room = paths.cached("tokens")
-    tokens = {
-        name: tokenize(examples.texts, loaded.tokenizer, limit, source, room)
-        for name, examples in corpus.splits.items()
-    }
+    limit, folder, room = max_length(task, loaded), loaded.located.folder, paths.cached("tokens")
+    tokens = tokenize_splits(corpus.splits, loaded.tokenizer, limit, folder, room)
     return Prepared(corpus, tokens, task.criterion(corpus.splits["train"].labels, corpus.label_names))
 
 
@@ -145,15 +142,16 @@ def make_stepper(
         clip=engine.clip,
         folder=folder,
         on_nan=engine.on_nan,
+        lag=_LAG if amp.device.type == "cuda" else 0,
     )
 
 
-def describe_data(data: Prepared, plan: Plan) -> str:
+def describe_data(data: Prepared, plan: Plan, padding: float) -> str:
     """One paragraph on rows, lengths, padding and truncation."""
     rows = ", ".join(f"{len(examples):,} {name}" for name, examples in data.corpus.splits.items())
     train = data.tokens["train"]
     return (
-        f"data: {rows} rows; {train.lengths.mean():.1f} tokens a text, padding {plan.padding():.1%}, "
+        f"data: {rows} rows; {train.lengths.mean():.1f} tokens a text, padding {padding:.1%}, "
         f"truncated {train.truncated.mean():.1%}; {plan.per_epoch} updates an epoch, {plan.total} in all"
     )
 

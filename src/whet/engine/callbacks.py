@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from whet.engine.checkpoint import Checkpoints
 from whet.engine.signals import StopRequest
-from whet.engine.step import StepResult
+from whet.engine.step import StepResult, figures
 from whet.errors import Interrupted, WhetError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Report(Callback):
         self.since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pending": [asdict(result) for result in self.pending]}
+        return {"pending": [asdict(result) for result in figures(self.pending)]}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.pending = [StepResult(**result) for result in saved["pending"]]
@@ -147,23 +147,24 @@ class Report(Callback):
         """Means since the last time; evaluation time doesn't count."""
         if not self.pending:
             return
-        rows = sum(result.rows for result in self.pending)
+        results = figures(self.pending)
+        rows = sum(result.rows for result in results)
         seconds = time.perf_counter() - self.since
-        figures = {
-            "train/loss": sum(result.loss * result.rows for result in self.pending) / rows,
-            "train/grad_norm": sum(result.grad_norm for result in self.pending) / len(self.pending),
-            "train/lr": self.pending[-1].lr,
+        means = {
+            "train/loss": sum(result.loss * result.rows for result in results) / rows,
+            "train/grad_norm": sum(result.grad_norm for result in results) / len(results),
+            "train/lr": results[-1].lr,
             "train/epoch": state.epoch,
-            "train/tokens_per_second": sum(result.tokens for result in self.pending) / seconds,
+            "train/tokens_per_second": sum(result.tokens for result in results) / seconds,
         }
-        self.tracking.log(figures, state.step)
+        self.tracking.log(means, state.step)
         self.pending.clear()
         self.since = time.perf_counter()
 
 
 @dataclass
 class Save(Callback):
-    """Save everything at each evaluation, every so many updates, and when a signal asks for the end.
+    """Save everything at each evaluation, at further steps, and when a signal asks for the end.
 
     The last callback: what a checkpoint holds has been logged. The best checkpoint and the last `keep` stay.
     """
@@ -173,7 +174,8 @@ class Save(Callback):
     checkpoints: Checkpoints
     request: StopRequest
     keep: int = 2
-    every: int | None = None
+    further: frozenset[int] = frozenset()
+    """Numbers of finished updates, none of which is evaluated."""
     on_error: Literal["go_on", "stop"] = "go_on"
     """When a checkpoint can't be written (disk full): keep the last good one and go on, or stop."""
     saved: int = -1
@@ -186,7 +188,7 @@ class Save(Callback):
         self.saved = state.step if state.step else -1
 
     def on_update(self, state: State, result: StepResult) -> None:
-        if self.request or (self.every is not None and state.step % self.every == 0):
+        if self.request or state.step in self.further:
             self._save(state)
         self._stop_if_asked(state)
 

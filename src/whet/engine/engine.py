@@ -1,4 +1,4 @@
-"""Settings of training, and the run from prepared parts to the best checkpoint."""
+"""Settings of training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from whet.errors import ConfigError
 from whet.types import Duration, NonNegativeFloat, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from whet.engine.callbacks import Callback, State
-    from whet.engine.evaluate import Evaluator
-    from whet.engine.plan import Plan
     from whet.engine.precision import Amp
-    from whet.engine.step import Stepper
+
+_SOME = "must be more than 0: 1ep, 200st or 0.1"
 
 
 @dataclass(kw_only=True)
@@ -59,14 +57,18 @@ class Engine(Component):
         if self.duration.unit == "share" or self.duration.value <= 0:
             raise ConfigError("duration", "write epochs as 3ep or updates as 500st", self.duration)
         if self.evaluate_every.value <= 0:
-            raise ConfigError("evaluate_every", "must be more than 0: 1ep, 200st or 0.1", self.evaluate_every)
+            raise ConfigError("evaluate_every", _SOME, self.evaluate_every)
+        if self.checkpoint_every is not None and self.checkpoint_every.value <= 0:
+            raise ConfigError("checkpoint_every", _SOME, self.checkpoint_every)
 
     def amp(self) -> Amp:
         """Device and number format here; sets torch's threads."""
         import torch
 
+        from whet.engine.allocator import keep_freed_memory
         from whet.engine.precision import Amp, pick_device
 
+        keep_freed_memory()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.deterministic:
@@ -74,16 +76,3 @@ class Engine(Component):
         torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = False
         return Amp.of(self.precision, pick_device(self.device))
-
-    def fit(
-        self,
-        plan: Plan,
-        stepper: Stepper,
-        evaluator: Evaluator,
-        callbacks: list[Callback],
-        state: State | None,
-    ) -> State:
-        """Run the loop, from `state` on if it is given."""
-        from whet.engine.loop import fit
-
-        return fit(plan, stepper, evaluator, callbacks, plan.evaluations(self.evaluate_every), state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,13 @@ from whet.evaluation.predictions import Predictions
 from whet.task.metrics import compute_metrics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from whet.data.batch import Collator, Examples
     from whet.engine.precision import Amp
+    from whet.evaluation.report import Report
     from whet.task.base import Criterion, Task
 
 
@@ -62,9 +65,27 @@ class Evaluator:
         """The task's metrics and its loss (without label: left out; no label at all: NaN)."""
         probabilities = self.task.probabilities(predictions.logits)
         decisions = self.task.decide(probabilities)
-        kind: Any = self.task.kind
-        found = compute_metrics(self.task.metrics, kind, predictions.labels, probabilities, decisions)
+        found = compute_metrics(
+            self.task.metrics, self.task.kind, predictions.labels, probabilities, decisions
+        )
         return {**found, "loss": self._loss(predictions)}
+
+    def report(self, predictions: Predictions, metrics: dict[str, float], folder: Path) -> Report:
+        """Write the report of these rows to `folder`.
+
+        Raises:
+            RunError: no row has a label.
+        """
+        from whet.evaluation.report import make_report, write_report
+
+        task, texts = self.task, [" ⏎ ".join(row) for row in self.examples.texts]
+        probabilities = task.probabilities(predictions.logits)
+        decisions = task.decide(probabilities)
+        report = make_report(
+            predictions, task.kind, probabilities, decisions, metrics, task.directions(), texts
+        )
+        write_report(report, predictions, probabilities, folder)
+        return report
 
     def _loss(self, predictions: Predictions) -> float:
         import torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whet.config import Node, build, load
+from whet.config import Node, load, part
 from whet.data.batch import Collator, Examples
 from whet.data.tokens import encode
 from whet.debug import Debug
@@ -22,7 +22,6 @@ from whet.errors import DataError, RunError, nearest
 
 if TYPE_CHECKING:
     from whet.paths import Paths
-    from whet.task.base import Corpus
 
 
 @dataclass
@@ -69,7 +68,7 @@ def open_run(
         folder: the run folder.
         paths: where its base weights are cached.
         device: where to run it.
-        precision: null takes that of the training, where the device has it.
+        precision: number format; None takes that of the training, whatever the device.
 
     Raises:
         RunError: the run isn't finished, or is damaged.
@@ -80,7 +79,7 @@ def open_run(
             f"run={folder}: it has no model ({record.get('status')}: {record.get('reason') or 'no reason'})"
         )
     trained = artifact.load(folder / "model", paths)
-    engine = build({"engine": config["engine"]}, _engine).keywords["engine"]  # type: ignore[attr-defined]
+    engine = part(config["engine"], Engine, "engine")
     place = pick_device(device)
     amp = Amp.of(precision or record.get("precision") or "auto", place)
     trained.model.to(place)
@@ -93,8 +92,8 @@ def split_of(run: Finished, split: str, paths: Paths) -> Examples:
     Raises:
         DataError: no such split, or the data's labels aren't the model's.
     """
-    debug = build({"debug": run.config["debug"]}, _debug).keywords["debug"]  # type: ignore[attr-defined]
-    corpus: Corpus = debug.cut(run.trained.task.load(paths), int(run.config["seed"]))
+    debug: Debug = part(run.config["debug"], Debug, "debug")
+    corpus = debug.cut(run.trained.task.load(paths), int(run.config["seed"]))
     if split not in corpus.splits:
         raise DataError("split", f"no such split; {nearest(split, corpus.splits)}", split)
     same_labels(corpus.label_names, run)
@@ -123,11 +122,3 @@ def same_labels(names: tuple[str, ...], run: Finished) -> None:
     if tuple(names) != run.trained.label_names:
         problem = f"the model was trained with {list(run.trained.label_names)}"
         raise DataError("task.labels", problem, list(names))
-
-
-def _engine(*, engine: Engine) -> None:
-    """Signature of the part that is needed."""
-
-
-def _debug(*, debug: Debug) -> None:
-    """Signature of the part that is needed."""

@@ -40,9 +40,10 @@ def fit(
     state = state or State(total=plan.total)
     for callback in callbacks:
         callback.on_start(state)
-    for update in plan.after(state.step):
+    for update in stepper.ahead(plan.after(state.step)):
         # evaluate and save
         if state.step in evaluations and state.evaluated != state.step:
+            stepper.settle()
             _evaluate(state, stepper, evaluator, callbacks)
         if state.stopped:
             break
@@ -52,6 +53,7 @@ def fit(
         with untouched():
             for callback in callbacks:
                 callback.on_update(state, result)
+    stepper.settle()
     if state.evaluated != state.step:
         _evaluate(state, stepper, evaluator, callbacks)
     for callback in callbacks:

@@ -32,6 +32,7 @@ def write(folder: Path, stepper: Stepper, state: State, callbacks: Sequence[Call
     """Put weights, optimizer, scaler, random generators, counters and callbacks into `folder`."""
     from safetensors.torch import save_file
 
+    stepper.settle()
     tensors, groups = _optimizer_state(stepper.optimizer)
     generators, seeds = _generators()
     save_tensors(stepper.model, folder / WEIGHTS)

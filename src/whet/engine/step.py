@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,15 +39,51 @@ Objective = Callable[[Forward, "Batch"], "torch.Tensor"]
 class StepResult:
     """What one update was like."""
 
-    loss: float
-    """Weighted mean over the window's items."""
-    grad_norm: float
+    loss: float | torch.Tensor
+    """Weighted mean over the window's items; on a GPU it may still be there, see `figures`."""
+    grad_norm: float | torch.Tensor
     """L2 norm before clipping."""
     lr: float
     """Largest learning rate of the groups."""
     tokens: int
     """Real tokens seen."""
     rows: int
+
+
+@dataclass(frozen=True)
+class Figures(StepResult):
+    """A result whose numbers have been read."""
+
+    loss: float
+    grad_norm: float
+
+
+def figures(results: Sequence[StepResult]) -> list[Figures]:
+    """The same results with their numbers read from the device, all at once."""
+    import torch
+
+    held = [value for result in results for value in (result.loss, result.grad_norm)]
+    if any(isinstance(value, torch.Tensor) for value in held):
+        held = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32).flatten()[0] for value in held]
+        ).tolist()
+    pairs = zip(results, held[::2], held[1::2], strict=True)
+    return [Figures(float(loss), float(norm), r.lr, r.tokens, r.rows) for r, loss, norm in pairs]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Numbers of an update that are on their way from the device."""
+
+    update: Update
+    cut: list[Rows]
+    numbers: torch.Tensor
+    """[micro-batches + 1] on the host: losses and norm, right once `there` is done."""
+    there: torch.cuda.Event | None
+
+    def arrived(self) -> bool:
+        """Whether reading them waits for nothing."""
+        return self.there is None or bool(self.there.query())  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -70,10 +108,36 @@ class Stepper:
     """Every micro-batch is cut into so many; doubled whenever memory runs out."""
     skipped: int = 0
     """Updates left out in a row."""
+    lag: int = 0
+    """The host may be so many updates behind in reading losses; 0 reads each at once."""
 
     def __post_init__(self) -> None:
         self.scaler = self.amp.scaler()
         self.forward = Forward(self.model, self.criterion)
+        self._unread: deque[Unread] = deque()
+        self._made: dict[int, list[Batch]] = {}
+        self._bad: torch.Tensor | None = None
+        if not self.optimizer.defaults.get("fused") or self.scaler.is_enabled():
+            self.lag = 0  # only fused updates can be left out by the device itself
+
+    def ahead(self, updates: Iterable[Update]) -> Iterator[Update]:
+        """`updates`, the batches of the next one made meanwhile in a thread."""
+        with ThreadPoolExecutor(1, "whet-collate") as pool:
+            waiting: tuple[Update, Future[list[Batch]]] | None = None
+            for update in updates:
+                after = (update, pool.submit(self._collate, update))
+                if waiting is not None:
+                    yield self._take(*waiting)
+                waiting = after
+            if waiting is not None:
+                yield self._take(*waiting)
+
+    def _collate(self, update: Update) -> list[Batch]:
+        return [self.collator(rows, self.amp.device) for rows in update.micro_batches]
+
+    def _take(self, update: Update, made: Future[list[Batch]]) -> Update:
+        self._made = {update.step: made.result()}
+        return update
 
     def update(self, update: Update) -> StepResult:
         """Train on one window.
@@ -84,34 +148,78 @@ class Stepper:
         Raises:
             NonFiniteError: loss or gradient is NaN or infinite; the weights are untouched. With
                 `on_nan=skip` only after ten such updates in a row. Under fp16 an infinite gradient is tried
-                again at half the loss scale first, and counts once that is at 1.
+                again at half the loss scale first, and counts once that is at 1. With a lag it is raised so
+                many updates later; the device has left out this update and those after it.
         """
         self.model.train()
         lr = self._set_rate(update.step)
         rows = np.concatenate(update.micro_batches)
         cut, losses = self._gradient(update, rows)
-        loss, norm, guilty = self._checked(cut, losses, self._clip())
-        if guilty is None:
-            self.skipped = 0
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self._not_finite(update, guilty, loss, norm)
+        finish = self._step_unseen if self.lag else self._step_seen
+        loss, norm = finish(update, cut, losses, self._clip())
         return StepResult(loss, norm, lr, int(self.collator.tokens.lengths[rows].sum()), len(rows))
+
+    def settle(self, behind: int = 0) -> None:
+        """Read what has arrived, and wait while more than `behind` updates are unread; raises as `update`."""
+        while self._unread and (len(self._unread) > behind or self._unread[0].arrived()):
+            told = self._unread.popleft()
+            if told.there is not None:
+                told.there.synchronize()
+            loss, norm, guilty = self._checked(told.cut, told.numbers)
+            self._judge(told.update, guilty, loss, norm)
+
+    def _step_seen(
+        self, update: Update, cut: list[Rows], losses: list[torch.Tensor], norm: torch.Tensor
+    ) -> tuple[float, float]:
+        """Look at loss and norm, then make the update or leave it out."""
+        import torch
+
+        loss, size, guilty = self._checked(cut, torch.stack([*losses, norm.to(losses[0])]))
+        if guilty is None:
+            self.scaler.step(self.optimizer)
+        else:
+            self._clear()
+        self.scaler.update()
+        self._judge(update, guilty, loss, size)
+        return loss, size
+
+    def _step_unseen(
+        self, update: Update, cut: list[Rows], losses: list[torch.Tensor], norm: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let the device leave the update out by itself; the host looks when the numbers have arrived."""
+        import torch
+
+        numbers = torch.stack([*losses, norm.to(losses[0])])
+        bad = (~torch.isfinite(numbers)).any().to(torch.float32)
+        if self.on_nan == "stop" and self._bad is not None:
+            bad = torch.maximum(bad, self._bad)
+        self._bad = bad
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # torch's fused updates heed it
+        self.optimizer.step()
+        there = torch.cuda.Event() if numbers.is_cuda else None  # type: ignore[no-untyped-call]
+        self._unread.append(Unread(update, cut, numbers.to("cpu", non_blocking=True), there))
+        if there is not None:
+            there.record()
+        self.settle(self.lag)
+        return numbers[:-1].sum(), norm
 
     def _gradient(self, update: Update, rows: Rows) -> tuple[list[Rows], list[torch.Tensor]]:
         """The window's gradient, from micro-batches small enough for the memory; they and their losses."""
         weight = float(self.criterion.weights(self.collator.labels[rows]).sum()) or 1.0  # no row has a label
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear()
             cut = [
                 part
                 for piece in update.micro_batches
                 for part in np.array_split(piece, self.pieces)
                 if len(part)
             ]
+            made = self._made.pop(update.step, []) if self.pieces == 1 else []
             try:
-                return cut, [self._backward(part, weight) for part in cut]
+                return cut, [
+                    self._backward(made.pop(0) if made else self.collator(part, self.amp.device), weight)
+                    for part in cut
+                ]
             except RuntimeError as error:
                 if not is_out_of_memory(error) or max(len(part) for part in cut) == 1:
                     raise
@@ -136,29 +244,31 @@ class Stepper:
             group["lr"] = group["base_lr"] * factor
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
-    def _backward(self, rows: Rows, weight: float) -> torch.Tensor:
+    def _backward(self, batch: Batch, weight: float) -> torch.Tensor:
         """Add the gradient of one micro-batch; returns its part of the loss."""
-        batch = self.collator(rows, self.amp.device)
         with self.amp.autocast():
             loss = self.objective(self.forward, batch) / weight
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _clear(self) -> None:
+        from whet.model.kernels import clear_gradients
+
+        clear_gradients(self._parameters())
+
     def _clip(self) -> torch.Tensor:
         """Clip the gradient; returns its norm before."""
-        from torch.nn.utils import clip_grad_norm_
+        from whet.model.kernels import clip_gradients
 
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
+        return clip_gradients(self._parameters(), math.inf if self.clip is None else self.clip)
 
-    def _checked(
-        self, cut: list[Rows], losses: list[torch.Tensor], norm: torch.Tensor
-    ) -> tuple[float, float, Rows | None]:
+    def _checked(self, cut: list[Rows], numbers: torch.Tensor) -> tuple[float, float, Rows | None]:
         """Loss and norm as numbers, read from the device once, and the rows at fault if one isn't finite."""
-        import torch
-
-        *parts, size = torch.stack([*losses, norm.to(losses[0])]).tolist()
+        *parts, size = numbers.tolist()
         bad = [rows for rows, part in zip(cut, parts, strict=True) if not math.isfinite(part)]
         guilty = bad[0] if bad else None
         # with fp16's scaling the step is skipped and the scale halved, until there's nothing left to halve
@@ -166,13 +276,14 @@ class Stepper:
             guilty = np.concatenate(cut)
         return sum(parts), size, guilty
 
-    def _not_finite(self, update: Update, rows: Rows, loss: float, norm: float) -> None:
-        """Leave the update out, or end training (always after ten in a row: the weights can't recover)."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _judge(self, update: Update, guilty: Rows | None, loss: float, norm: float) -> None:
+        """Say that an update was left out, or end training (always after ten in a row)."""
+        if guilty is None:
+            self.skipped = 0
+            return
         self.skipped += 1
-        self.scaler.update()
         what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-        told = self._tell(update, rows, what, value)
+        told = self._tell(update, guilty, what, value)
         if self.on_nan == "stop" or self.skipped >= MOST_SKIPPED:
             raise NonFiniteError(f"{told}. Try a lower optimizer.lr")
         log.warning("%s; this update is left out", told)

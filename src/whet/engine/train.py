@@ -27,6 +27,7 @@ from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Repor
 from whet.engine.checkpoint import Checkpoints, damage
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
+from whet.engine.loop import fit
 from whet.engine.plan import Plan
 from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, write
 from whet.engine.run import Run
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from whet.engine.precision import Amp
+    from whet.evaluation.predictions import Predictions
+    from whet.evaluation.report import Report as SplitReport
 
 log = logging.getLogger("whet")
 
@@ -109,7 +112,7 @@ def get_ready(parts: Parts) -> Ready:
             log.info("audit: %s", line)
     loaded = parts.model.load(parts.task.head(corpus.label_names), parts.paths)
     data = prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed)
-    return Ready(data, loaded, apply(parts.peft, loaded), amp)
+    return Ready(data, loaded, parts.model.tuned(apply(parts.peft, loaded)), amp)
 
 
 def train(
@@ -127,14 +130,15 @@ def train(
         parts.objective, parts.optimizer, parts.scheduler, run.folder,
     )  # fmt: skip
     table, sizes = describe_trained(ready.model, ready.loaded.new)
-    log.info("%s\n%s", describe_data(ready.data, plan), table)
+    padding, hashes = plan.padding(), ready.data.hashes()
+    log.info("%s\n%s", describe_data(ready.data, plan, padding), table)
     if resume:
-        _same_data(run, ready)
+        _same_data(run, hashes)
     run.update(
         max_length=max_length(parts.task, ready.loaded),
         trainable=sizes,
-        hashes=_hashes(ready),
-        data=_data_facts(ready, plan.padding()),
+        hashes={"data": hashes, "weights": ready.loaded.located.sha256},
+        data=_data_facts(ready, padding),
         precision=ready.amp.name,
     )
     judges = {
@@ -142,9 +146,11 @@ def train(
         for s in ("validation", "test")
     }
     checkpoints, request = Checkpoints(run.folder / "checkpoints"), StopRequest()
-    callbacks = _callbacks(parts, plan, stepper, checkpoints, request, run.folder)
+    evaluations = plan.evaluations(parts.engine.evaluate_every)
+    callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder)
     state = restore_newest(checkpoints, stepper, callbacks) if resume else None
-    log.info("resuming after step %d of %d", state.step if state else 0, plan.total) if resume else None
+    if resume:
+        log.info("resuming after step %d of %d", state.step if state else 0, plan.total)
     if state is None:
         seed_everything(parts.seed)  # what loading drew doesn't reach the training
     with untouched():
@@ -152,7 +158,7 @@ def train(
     try:
         started = time.perf_counter()
         with request.listening():
-            state = parts.engine.fit(plan, stepper, judges["validation"], callbacks, state)
+            state = fit(plan, stepper, judges["validation"], callbacks, evaluations, state)
         run.update(
             timings={"train_s": round(time.perf_counter() - started, 3)},
             steps=state.step,
@@ -179,7 +185,13 @@ def execute(
 
 
 def _callbacks(
-    parts: Parts, plan: Plan, stepper: Stepper, checkpoints: Checkpoints, request: StopRequest, folder: Path
+    parts: Parts,
+    plan: Plan,
+    evaluations: frozenset[int],
+    stepper: Stepper,
+    checkpoints: Checkpoints,
+    request: StopRequest,
+    folder: Path,
 ) -> list[Callback]:
     """In the order of their hooks; what is saved last has been logged."""
     metric = str(parts.task.primary)
@@ -190,14 +202,14 @@ def _callbacks(
     found.append(Report(parts.tracking))
     if parts.debug.profile:
         found.append(Profiler(folder))
-    often = parts.engine.checkpoint_every
-    every = None if often is None else max(1, often.steps(plan.per_epoch, plan.total))
+    every = parts.engine.checkpoint_every
+    further = frozenset() if every is None else plan.evaluations(every) - evaluations
 
     def save(place: Path, state: State) -> None:
         write(place, stepper, state, found)
 
     keep, on_error = parts.engine.keep, parts.engine.on_save_error
-    return [*found, Save(save, checkpoints, request, keep, every, on_error)]
+    return [*found, Save(save, checkpoints, request, keep, further, on_error)]
 
 
 def _conclude(
@@ -218,17 +230,13 @@ def _conclude(
     artifact.export(folder, weights, ready.model, ready.loaded, config, ready.data.corpus.label_names)
     best = artifact.load(folder, parts.paths).model.to(ready.amp.device)
     compare_reloaded(best, judges["validation"], state)
-    metrics = {
-        f"validation/{name}": value
-        for name, value in judges["validation"].metrics(_best_predictions(state)).items()
-    }
-    _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
-    tested = judges["test"].predict(best)
-    metrics |= {f"test/{name}": value for name, value in judges["test"].metrics(tested).items()}
-    text = _judge(parts, run, "test", tested, judges["test"])
+    seen = _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
+    tested = _judge(parts, run, "test", judges["test"].predict(best), judges["test"])
+    metrics = {f"validation/{name}": value for name, value in seen.metrics.items()}
+    metrics |= {f"test/{name}": value for name, value in tested.metrics.items()}
     run.update(metrics=metrics)
     _curves(run.folder, parts.task)
-    return Outcome(run.folder, metrics, state.best_value, text)
+    return Outcome(run.folder, metrics, state.best_value, tested.text())
 
 
 def compare_reloaded(model: nn.Module, judge: Evaluator, state: State) -> None:
@@ -253,34 +261,19 @@ def compare_reloaded(model: nn.Module, judge: Evaluator, state: State) -> None:
         log.warning("the saved model's logits differ by up to %g (non-deterministic kernels)", worst)
 
 
-def _best_predictions(state: State) -> Any:
+def _best_predictions(state: State) -> Predictions:
     if state.best is None:
         raise RunError("no evaluation took place")
     return state.best
 
 
-def _judge(parts: Parts, run: Run, split: str, predictions: Any, judge: Evaluator) -> str:
-    """Predictions file, report files, trackers; returns the report's text."""
-    from whet.evaluation.report import write_report
-
+def _judge(parts: Parts, run: Run, split: str, predictions: Predictions, judge: Evaluator) -> SplitReport:
+    """Predictions file, report files, trackers."""
     predictions.save(run.folder / "predictions" / f"{split}.npz")
     metrics = judge.metrics(predictions)
-    probabilities = parts.task.probabilities(predictions.logits)
-    decisions = parts.task.decide(probabilities)
-    kind: Any = parts.task.kind
-    texts = [" ⏎ ".join(row) for row in judge.examples.texts]
-    report = write_report(
-        predictions,
-        kind,
-        probabilities,
-        decisions,
-        metrics,
-        parts.task.directions(),
-        run.folder / "report",
-        texts,
-    )
+    report = judge.report(predictions, metrics, run.folder / "report")
     parts.tracking.report(predictions, list(judge.label_names) or None, metrics)
-    return report.text()
+    return report
 
 
 def _curves(folder: Path, task: Task) -> None:
@@ -316,16 +309,12 @@ def _info(
     )
 
 
-def _same_data(run: Run, ready: Ready) -> None:
+def _same_data(run: Run, now: dict[str, str]) -> None:
     """A run goes on only on the rows, in the order, that it was trained on."""
-    before, now = run.record.get("hashes", {}).get("data"), ready.data.hashes()
+    before = run.record.get("hashes", {}).get("data")
     for split in now:
         if before is not None and before.get(split) != now[split]:
             raise RunError(f"{run.folder}: the {split} rows aren't those of the run any more; start anew")
-
-
-def _hashes(ready: Ready) -> dict[str, Any]:
-    return {"data": ready.data.hashes(), "weights": ready.loaded.located.sha256}
 
 
 def _data_facts(ready: Ready, padding: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from whet.evaluation import plots
 from whet.evaluation.describe import cut, pad, percentiles, shorten, width
 from whet.evaluation.predictions import Predictions
 from whet.storage import aside
+from whet.task.metrics import Kind
 
 WORST = 20
 """Mistakes listed."""
@@ -66,7 +67,7 @@ class Report:
     """All figures of one split."""
 
     split: str
-    kind: str
+    kind: Kind
     n: int
     """Labelled rows."""
     unlabelled: int
@@ -107,50 +108,45 @@ class Report:
         return "\n".join(_markdown(self)) + "\n"
 
 
-def write_report(
-    predictions: Predictions,
-    kind: str,
-    probabilities: Array,
-    decisions: Array,
-    metrics: dict[str, float],
-    directions: dict[str, str],
-    folder: Path,
-    texts: Sequence[str] | None = None,
-) -> Report:
-    """Work out the report of one split and write it to `folder`, each file whole or not at all.
+def write_report(report: Report, predictions: Predictions, probabilities: Array, folder: Path) -> None:
+    """Write the report of one split to `folder`, each file whole or not at all.
 
     Args:
-        predictions: of the split; only ids, labels, names and the split's name are read.
-        kind: `single_label`, `binary`, `multi_label` or `regression`.
-        probabilities: [n, k], or [n] of the positive class (binary), or [n] values (regression).
-        decisions: the classes decided, shaped like the labels; for regression the values again.
-        metrics: figures already computed.
-        directions: `maximize` or `minimize` by metric.
+        report: made of the same predictions.
+        predictions: of the split.
+        probabilities: as for `make_report`; the pictures show them.
         folder: gets `<split>.json`, `<split>.md`, `<split>_confusion.png` and `<split>_pr.png`.
-        texts: of each row, shown beside mistakes.
-
-    Raises:
-        RunError: no row has a label.
     """
-    report = make_report(predictions, kind, probabilities, decisions, metrics, directions, texts)
     dumped = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     for name, content in ((f"{report.split}.json", dumped + "\n"), (f"{report.split}.md", report.markdown())):
         with aside(folder / name) as beside:
             beside.write_text(content, encoding="utf-8", newline="\n")
     _draw(report, predictions, probabilities, folder)
-    return report
 
 
 def make_report(
     predictions: Predictions,
-    kind: str,
+    kind: Kind,
     probabilities: Array,
     decisions: Array,
     metrics: dict[str, float],
     directions: dict[str, str],
     texts: Sequence[str] | None = None,
 ) -> Report:
-    """What `write_report` writes, without writing it."""
+    """Work out the report of one split.
+
+    Args:
+        predictions: of the split; only ids, labels, names and the split's name are read.
+        kind: of the task.
+        probabilities: [n, k], or [n] of the positive class (binary), or [n] values (regression).
+        decisions: the classes decided, shaped like the labels; for regression the values again.
+        metrics: figures already computed.
+        directions: `maximize` or `minimize` by metric.
+        texts: of each row, shown beside mistakes.
+
+    Raises:
+        RunError: no row has a label.
+    """
     keep = _labelled(predictions, kind)
     rows = _rows(predictions, kind, keep, probabilities, decisions, texts)
     base = Report(predictions.split, kind, len(keep), len(predictions) - len(keep), metrics, directions)
@@ -161,7 +157,7 @@ def make_report(
     return replace(base, classes=_class_scores(rows), confusion=counts, worst=_mistakes(rows))
 
 
-def _labelled(predictions: Predictions, kind: str) -> Array:
+def _labelled(predictions: Predictions, kind: Kind) -> Array:
     """Places of the rows that have a label."""
     labels = predictions.labels.astype(np.float64)
     good = np.isfinite(labels) if kind == "regression" else labels >= 0
@@ -180,7 +176,7 @@ def _labelled(predictions: Predictions, kind: str) -> Array:
 class _Rows:
     """The labelled rows, in one form for all kinds."""
 
-    kind: str
+    kind: Kind
     ids: Array
     texts: list[str | None]
     labels: Array
@@ -210,7 +206,7 @@ class _Rows:
 
 def _rows(
     predictions: Predictions,
-    kind: str,
+    kind: Kind,
     keep: Array,
     probabilities: Array,
     decisions: Array,

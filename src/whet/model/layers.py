@@ -63,6 +63,11 @@ def trunk_prefix(model: nn.Module) -> str:
     return f"{prefix}." if prefix and hasattr(model, prefix) else ""
 
 
+def block_modules(model: nn.Module) -> list[list[nn.Module]]:
+    """The modules of each transformer block, bottom first; empty where there are none."""
+    return [[model.get_submodule(name) for name in names] for names in _blocks(model)]
+
+
 def linear_layers(model: nn.Module) -> list[str]:
     """Names of the linear maps inside the blocks (GPT-2's transposed `Conv1D` among them)."""
     prefixes = tuple(f"{prefix}." for names in _blocks(model) for prefix in names)

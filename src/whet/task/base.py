@@ -17,7 +17,7 @@ from whet.data.source import Source
 from whet.data.split import Split
 from whet.data.table import Table
 from whet.errors import ConfigError, DataError, nearest
-from whet.task.metrics import metric
+from whet.task.metrics import Kind, metric
 from whet.types import PositiveInt
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Task(Component, ABC):
     primary: str | None = None
     """Decides the best checkpoint and early stopping: one of `metrics` or `loss`; null takes the first."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[Kind]
     """Name by which metrics and reports know this kind of task."""
     usual: ClassVar[tuple[str, ...]]
     """Metrics by default, the primary one first."""
@@ -178,7 +178,7 @@ class Task(Component, ABC):
 
     def directions(self) -> dict[str, str]:
         """Metric name → `maximize` | `minimize`, `loss` included."""
-        found = {name: metric(name, self.kind).direction for name in self.metrics}  # type: ignore[arg-type]
+        found = {name: metric(name, self.kind).direction for name in self.metrics}
         return {**found, "loss": "minimize"}
 
     def load(self, paths: Paths) -> Corpus:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from whet.errors import ConfigError
 from whet.task.base import Criterion, Head, Task, classes, labelled
+from whet.task.metrics import Kind
 from whet.types import Fraction, PositiveFloat, Probability
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Binary(Task):
     threshold: Fraction = 0.5
     """Positive when the probability is at least this."""
 
-    kind: ClassVar[str] = "binary"
+    kind: ClassVar[Kind] = "binary"
     usual: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "mcc", "roc_auc")
 
     def _check_labels(self) -> None:
@@ -61,9 +62,10 @@ class Binary(Task):
         return Criterion(losses, labelled)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
+        import numpy as np
         from scipy.special import expit
 
-        return expit(logits[:, 0].astype("float64"))  # type: ignore[no-any-return]
+        return np.asarray(expit(logits[:, 0].astype("float64")))
 
     def decide(self, probabilities: NDArray[Any]) -> NDArray[Any]:
         return (probabilities >= self.threshold).astype("int64")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from whet.data.audit import is_missing
 from whet.errors import ConfigError, DataError, nearest
 from whet.task.base import Criterion, Head, Task, labelled, natural
+from whet.task.metrics import Kind
 from whet.types import Fraction, PositiveFloat, Probability
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class MultiLabel(Task):
     threshold: Fraction = 0.5
     """A label is given when its probability is at least this."""
 
-    kind: ClassVar[str] = "multi_label"
+    kind: ClassVar[Kind] = "multi_label"
     usual: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro", "subset_accuracy")
 
     def _check_labels(self) -> None:
@@ -104,9 +105,10 @@ class MultiLabel(Task):
         return Criterion(losses, labelled)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
+        import numpy as np
         from scipy.special import expit
 
-        return expit(logits.astype("float64"))  # type: ignore[no-any-return]
+        return np.asarray(expit(logits.astype("float64")))
 
     def decide(self, probabilities: NDArray[Any]) -> NDArray[Any]:
         return (probabilities >= self.threshold).astype("float32")

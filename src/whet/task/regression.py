@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from whet.errors import ConfigError, DataError
 from whet.task.base import Criterion, Head, Task
+from whet.task.metrics import Kind
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +26,7 @@ class Regression(Task):
     loss: Literal["mse", "mae", "huber"] = "mse"
     """Squared error, absolute error, or Huber's (1964): e² / 2 up to an error of 1, |e| - 1/2 beyond."""
 
-    kind: ClassVar[str] = "regression"
+    kind: ClassVar[Kind] = "regression"
     usual: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "rmse", "mae")
 
     def _check_labels(self) -> None:

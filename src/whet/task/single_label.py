@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from whet.errors import ConfigError
 from whet.task.base import Criterion, Head, Task, class_weights, classes, labelled
+from whet.task.metrics import Kind
 from whet.types import PositiveFloat, Probability
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class SingleLabel(Task):
     label_smoothing: Probability = 0.0
     """Share of the target spread evenly over all classes (Szegedy et al., 2016, section 7)."""
 
-    kind: ClassVar[str] = "single_label"
+    kind: ClassVar[Kind] = "single_label"
     usual: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "f1_weighted", "mcc")
 
     def _check_labels(self) -> None:
@@ -62,9 +63,10 @@ class SingleLabel(Task):
         return Criterion(losses, divisor)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
+        import numpy as np
         from scipy.special import softmax
 
-        return softmax(logits.astype("float64"), axis=1)  # type: ignore[no-any-return]
+        return np.asarray(softmax(logits.astype("float64"), axis=1))
 
     def decide(self, probabilities: NDArray[Any]) -> NDArray[Any]:
         chosen: NDArray[Any] = probabilities.argmax(axis=1)
