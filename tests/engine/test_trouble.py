@@ -26,7 +26,7 @@ def poison(monkeypatch, steps):
     now = {"step": -1}
     update = Stepper.update
 
-    def backward(self, rows, weight):
+    def backward(self, batch, weight):
         loss = whole(self, batch, weight)
         return loss * math.nan if now["step"] in steps else loss
 
@@ -98,7 +98,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(workplace, key
 
 
 def test_memory_too_small_for_one_row_is_an_error(workplace, keys, monkeypatch):
-    def none(self, rows, weight):
+    def none(self, batch, weight):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Stepper, "_backward", none)
