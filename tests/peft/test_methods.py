@@ -18,6 +18,7 @@ from whet.errors import ModelError
 from whet.paths import Paths
 from whet.peft.base import apply, freeze, trained_names
 from whet.peft.bitfit import bitfit
+from whet.peft.linear_probe import linear_probe
 from whet.peft.lora import lora
 from whet.peft.none import none
 from whet.peft.top_layers import top_layers
@@ -45,6 +46,18 @@ def test_top_layers_are_exactly_the_last_k(architecture, paths):
         assert not model.get_input_embeddings().weight.requires_grad
     with pytest.raises(ModelError, match=rf"peft\.layers={k + 1}: .* has {k} blocks"):
         top_layers(load(architecture, paths).model, layers=k + 1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_linear_probe_trains_the_head_alone(architecture, paths):
+    model = apply(linear_probe, load(architecture, paths))
+    assert trained_names(model) == list(TRUTHS[architecture].head)
+
+
+def test_a_linear_probe_needs_a_head(paths):
+    trunk = load("bert", paths).model.bert
+    with pytest.raises(ModelError, match=r"^peft=linear_probe: matches nothing in BertModel; it has no head"):
+        linear_probe(trunk)
 
 
 @pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"modernbert"}))
@@ -105,6 +118,7 @@ TRAINERS = {
     "lora": functools.partial(lora, r=4),
     "bitfit": bitfit,
     "top_layers": functools.partial(top_layers, layers=1),
+    "linear_probe": linear_probe,
 }
 
 

@@ -48,6 +48,12 @@ class Engine(Component):
     """A loss or gradient that isn't finite ends training, or its update is left out (ten in a row end it)."""
     deterministic: bool = False
     """Only deterministic kernels (slower on GPUs; the CPU's are), and no resume under other versions."""
+    frozen: Literal["auto", "train", "eval"] = "auto"
+    """Dropout below the layers that train: on (train), off (eval), or auto: off where no block trains."""
+    trunk_cache: Literal["auto", "off"] = "auto"
+    """Compute those layers once and keep their outputs on disk, where that changes nothing else."""
+    trunk_cache_limit: PositiveFloat = 20.0
+    """GiB of disk for such outputs of all runs; those that weren't used for longest make way."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Repor
 from whet.engine.checkpoint import Checkpoints, damage
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
+from whet.engine.frozen import use_frozen
 from whet.engine.loop import fit
 from whet.engine.plan import Plan
 from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, write
@@ -145,6 +146,10 @@ def train(
         s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
         for s in ("validation", "test")
     }
+    with untouched():
+        frozen = use_frozen(parts.engine, stepper, judges["validation"], parts.paths.cached("trunk"))
+    stepper.collator, watching = frozen.train, replace(judges["validation"], collator=frozen.validation)
+    run.update(frozen=frozen.facts)
     checkpoints, request = Checkpoints(run.folder / "checkpoints"), StopRequest()
     evaluations = plan.evaluations(parts.engine.evaluate_every)
     callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder)
@@ -158,7 +163,7 @@ def train(
     try:
         started = time.perf_counter()
         with request.listening():
-            state = fit(plan, stepper, judges["validation"], callbacks, evaluations, state)
+            state = fit(plan, stepper, watching, callbacks, evaluations, state)
         run.update(
             timings={"train_s": round(time.perf_counter() - started, 3)},
             steps=state.step,
