@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format wheel data chaos clean
+.PHONY: help install train test lint format wheel data chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ data: $(STAMP) ## show what the default task's data holds (ARGS="task=imdb")
 
 chaos: $(STAMP) ## kill, interrupt and damage runs; all must end the same (ARGS="--scale 0.1")
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+bench: $(STAMP) ## measure whet beside the alternatives, takes long (ARGS="startup --pairs 7", ARGS=--quick)
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 clean: ## remove .venv, caches and build outputs (runs in outputs/ stay)
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

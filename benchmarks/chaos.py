@@ -1,73 +1,126 @@
 """Kill, interrupt and damage runs at random; every one must end exactly like the one left in peace.
 
-    make chaos            50 kills, 20 SIGTERMs, all boundaries of a save, 200 bit flips, 50 cuts, deletions,
-                          30 file-size limits, 10 NaN steps; prints the counts and writes outputs/chaos.json
+    make chaos                         everything, on all cores
+    make chaos ARGS="--scale 0.1"      a tenth of it; --jobs 1: one run at a time; --seed 7: other numbers
 
-A tiny model with dropout, accumulation, early stopping and checkpoints every three updates. Each run is a
-forked child, so that a run costs a second and a kill is a real `kill -9`.
+    50 × kill -9 at a random time, one kill -9 at every file boundary inside a save, 20 × SIGTERM
+    200 flipped bits, 50 truncations and each file deleted once, in the newest checkpoint of a killed run
+    30 × RLIMIT_FSIZE from the third save on, 10 × a loss that becomes NaN
+
+After each, the same command with `resume=auto` must come to the same end: the SHA-256 of the final weights,
+of the optimizer with all random generators, and of the log of every step equal those of the undisturbed run.
+The counts are printed and written to outputs/chaos.json; the exit code is 1 if one of them isn't full.
+
+The run: a tiny model with dropout, accumulation, early stopping, a checkpoint every three updates. Every run
+is a forked child of a process that has imported everything, so a kill is a real one and a run costs a second.
+To save time the children draw no pictures (matplotlib's `savefig` writes an empty file).
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a process that forks has one thread
+}
+
 import argparse
 import contextlib
+import functools
+import hashlib
+import itertools
 import json
 import math
-import os
 import random
 import resource
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+from typing import Any
 
 KEYS = [
-    "task=mine", "model=tiny", "tracking=local", "tracking.sinks.console.progress=off",
-    "tracking.log_every=1",
-    "engine.duration=10ep", "engine.batching.size=4", "engine.accumulate=2", "engine.evaluate_every=5st",
-    "engine.patience=8", "engine.checkpoint_every=3st", "engine.precision=fp32", "engine.threads=1",
-    "optimizer.lr=1e-3",
+    "task=mine", "model=tiny", "tracking=local", "~tracking.sinks.tensorboard",
+    "tracking.sinks.console.progress=off", "tracking.log_every=1", "name=run",
+    "engine.duration=6ep", "engine.batching.size=4", "engine.accumulate=2", "engine.evaluate_every=5st",
+    "engine.patience=4", "engine.min_delta=1.0", "engine.checkpoint_every=3st", "engine.precision=fp32",
+    "engine.threads=1", "optimizer.lr=1e-3",
 ]  # fmt: skip
+"""No accuracy gets better by more than 1, so early stopping ends the run at its fifth evaluation, step 25."""
+LAST = 25
 TASK = """# reviews
 _target_: whet.task.single_label.SingleLabel
 name: mine
 data: {_target_: whet.data.files.Files, path: own.csv}
 """
 TIMING = ("time", "train/tokens_per_second")
+SAVE = 3
+"""The save at whose file boundaries a run is killed, and after which the disk is full."""
+Arm = Callable[[], None]
+Facts = dict[str, Any]
+"""What a trial found: checks that must hold (true or false) and remarks that are counted (text)."""
+
+
+# ---------------------------------------------------------------- runs
 
 
 def make_workplace(folder: Path) -> None:
+    """A task of 80 rows; the current directory from now on."""
     (folder / "conf/task").mkdir(parents=True)
     (folder / "conf/task/mine.yaml").write_text(TASK, encoding="utf-8")
     rng = random.Random(0)
     words = {0: ["bad", "awful", "dull", "poor"], 1: ["good", "great", "fine", "lovely"]}
     rows = [f"a {' '.join(rng.choices(words[n % 2], k=4))} film {n},{n % 2}" for n in range(80)]
     (folder / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    os.environ["WHET_CACHE"] = f"{folder}/cache"
     os.chdir(folder)
 
 
-def child(arguments: list[str], before: Callable[[], None] | None = None) -> int:
-    """Fork a process that runs `whet train`; its process id."""
+def train(home: Path, *more: str) -> int:
+    """`whet train` with outputs in `home`; the same command starts and goes on."""
+    from whet.cli.main import main
+
+    return main(["train", *KEYS, f"paths.output={home}", "resume=auto", *more])
+
+
+def forked(work: Callable[[], int], log: Path | int) -> int:
+    """Process id of a child that does `work` and nothing else; `log` gets its stderr."""
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        if before is not None:
-            before()
-        from whet.cli.main import main
+        stderr = log if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(stderr, 2)
+        code = work()
+    except BaseException:
+        import traceback
 
-        code = main(["train", *arguments])
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)
+
+
+def start(home: Path, arm: Arm | None = None, *more: str, log: int | None = None) -> int:
+    """Fork a run; `arm` is called in the child first."""
+
+    def work() -> int:
+        if arm is not None:
+            arm()
+        return train(home, *more)
+
+    return forked(work, home.with_suffix(".log") if log is None else log)
 
 
 def wait(pid: int) -> int:
@@ -75,237 +128,500 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def end_of(name: str) -> str | None:
-    """All that a finished run says, as one string: hashes of weights, optimizer and generators; the log."""
-    folder = Path("outputs/runs") / name
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+def run(home: Path, arm: Arm | None = None, *more: str) -> int:
+    """Exit code of a forked run."""
+    return wait(start(home, arm, *more))
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def end_of(home: Path) -> dict[str, str] | None:
+    """What the only run in `home` came to; None if it isn't finished, or not the only one."""
+    records = list(home.glob("runs/*/run.json"))
+    if len(records) != 1:
+        return None
+    record, folder = json.loads(records[0].read_text(encoding="utf-8")), records[0].parent
     if record["status"] != "finished":
         return None
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    log = [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
-    return json.dumps([record["hashes"]["final"], record["metrics"], log])
+    log = [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+    steps = [line["step"] for line in log if "train/loss" in line]
+    return {
+        "weights": record["hashes"]["final"]["model.safetensors"],
+        "optimizer and generators": record["hashes"]["final"]["training.safetensors"],
+        "log of every step": sha256(json.dumps(log).encode()),
+        "exported model": sha256(next(folder.glob("model/*.safetensors")).read_bytes()),
+        "steps": "each once" if steps == list(range(1, LAST + 1)) else str(steps),
+        "metrics": json.dumps(record["metrics"]),
+    }
 
 
-def finish(name: str) -> None:
-    """Go on by itself until the end."""
-    if not (Path("outputs/runs") / name / "run.json").is_file():
-        wait(child([*KEYS, f"name={name}"]))
-    elif end_of(name) is None:
-        wait(child([f"resume=outputs/runs/{name}"]))
+def same_end(home: Path, whole: dict[str, str]) -> bool:
+    """Go on by itself if need be; whether it ends like the undisturbed run."""
+    if end_of(home) is None:
+        run(home)
+    return end_of(home) == whole
 
 
-def kills(number: int, which: int, rng: random.Random, length: float, whole: str) -> int:
-    """Runs that were signalled at a random time and ended like the whole one."""
-    good = 0
-    for place in range(number):
-        name = f"signal{which}-{place}"
-        pid = child([*KEYS, f"name={name}"])
-        time.sleep(rng.uniform(0.02, 0.95) * length)
-        os.kill(pid, which)
-        wait(pid)
-        finish(name)
-        good += end_of(name) == whole
-    return good
+def newest(home: Path) -> Path:
+    """The newest checkpoint of the only run."""
+    return max(home.glob("runs/run/checkpoints/step-*"))
 
 
-def boundaries(whole: str) -> tuple[int, int]:
-    """Killed at every file boundary inside a save: before each sync of the third save."""
-    from whet.engine import checkpoint
-
-    good, syncs = 0, 8
-
-    for boundary in range(syncs):
-
-        def arm(boundary: int = boundary) -> None:
-            calls, sync = iter(range(10**6)), checkpoint._sync
-
-            def killing(path: Path) -> None:
-                if next(calls) == 2 * syncs + boundary:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                sync(path)
-
-            checkpoint._sync = killing
-
-        name = f"boundary-{boundary}"
-        wait(child([*KEYS, f"name={name}"], arm))
-        finish(name)
-        good += end_of(name) == whole
-    return good, syncs
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def damaged(number: int, how: str, rng: random.Random, whole: str, source: Path) -> tuple[int, int]:
-    """(detected, ended identically) among copies of an interrupted run with one wounded file."""
-    from whet.engine.checkpoint import Checkpoints, damage
-
-    found = same = 0
-    files = sorted(p.name for p in Checkpoints(source / "checkpoints").at(newest(source)).iterdir())
-    for place in range(number if how != "delete" else len(files)):
-        copy = source.with_name(f"{how}-{place}")
-        shutil.copytree(source, copy)
-        folder = Checkpoints(copy / "checkpoints").at(newest(copy))
-        path = folder / (files[place] if how == "delete" else rng.choice(files))
-        data = bytearray(path.read_bytes())
-        if how == "flip":
-            bit = rng.randrange(len(data) * 8)
-            data[bit // 8] ^= 1 << (bit % 8)
-            path.write_bytes(data)
-        elif how == "cut":
-            path.write_bytes(data[: rng.randrange(len(data))])
-        else:
-            path.unlink()
-        found += damage(folder) is not None
-        finish(copy.name)
-        same += end_of(copy.name) == whole
-        shutil.rmtree(copy)
-    return found, same
+def told(home: Path) -> str:
+    """The run's own log."""
+    return "".join(path.read_text(encoding="utf-8") for path in home.glob("runs/*/train.log"))
 
 
-def newest(folder: Path) -> int:
-    from whet.engine.checkpoint import Checkpoints
-
-    return Checkpoints(folder / "checkpoints").steps()[-1]
+# ---------------------------------------------------------------- kills and signals
 
 
-def full_disks(number: int, rng: random.Random, whole: str) -> int:
-    """Runs under a file-size limit: what is kept stays good, and without the limit they end well."""
-    good = 0
-    for place in range(number):
-        name, limit = f"disk-{place}", int(10 ** rng.uniform(4.2, 5.7))
-
-        def arm(limit: int = limit) -> None:
-            from whet.engine.callbacks import Save
-
-            inner, state = Save._save, {"saves": 0}
-
-            def limited(self: Save, now: object) -> None:
-                state["saves"] += 1
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit if state["saves"] > 2 else hard, hard))
-                inner(self, now)  # type: ignore[arg-type]
-                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-            Save._save = limited  # type: ignore[method-assign,assignment]
-
-        wait(child([*KEYS, f"name={name}", "engine.on_save_error=stop"], arm))
-        finish(name)
-        good += end_of(name) == whole
-    return good
+def signalled(
+    home: Path, rng: random.Random, whole: dict[str, str], which: signal.Signals, length: float
+) -> Facts:
+    """One run that gets a signal at a random time, and goes on."""
+    while True:
+        pid, delay = start(home), rng.uniform(0, length)
+        time.sleep(delay)
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            break
+        length = min(length, delay)  # it had ended already: that's no test
+        shutil.rmtree(home)
+    os.kill(pid, which)
+    code = wait(pid)
+    moment = phase(home)
+    facts: Facts = {f"hit {moment}": "yes"}
+    if which == signal.SIGTERM and code == 128 + which:
+        record = json.loads((home / "runs/run/run.json").read_text(encoding="utf-8"))
+        facts["stopped at a step boundary, its state saved"] = "yes"
+        facts["status is interrupted"] = record["status"] == "interrupted"
+    return facts | {"same end": same_end(home, whole)}
 
 
-def nans(number: int, rng: random.Random, last: int) -> int:
-    """Steps made NaN that were stopped at, by name."""
-    from whet.engine.step import Stepper
-
-    good = 0
-    for place in range(number):
-        name, step = f"nan-{place}", rng.randrange(1, last)
-
-        def arm(step: int = step) -> None:
-            inner, update, now = Stepper._backward, Stepper.update, [0]
-
-            def counted(self: Stepper, plan: object) -> object:
-                now[0] = plan.step + 1  # type: ignore[attr-defined]
-                return update(self, plan)  # type: ignore[arg-type]
-
-            Stepper.update = counted  # type: ignore[method-assign,assignment]
-            Stepper._backward = lambda s, r, w: inner(s, r, w) * (math.nan if now[0] == step else 1)  # type: ignore
-
-        code = wait(child([*KEYS, f"name={name}"], arm))
-        path = Path("outputs/runs") / name / "nonfinite.json"
-        good += code == 1 and path.is_file() and json.loads(path.read_text())["step"] == step
-    return good
+def phase(home: Path) -> str:
+    """Where a run was when it died."""
+    folder = home / "runs/run"
+    if not (folder / "run.json").is_file():
+        return "while loading"
+    if list(folder.glob("checkpoints/.step-*")):
+        return "inside a save"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if record["status"] == "finished":
+        return "after the end"
+    return "while concluding" if record.get("steps") else "between saves"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full counts")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs/chaos.json"))
-    options = parser.parse_args()
-    output = options.output.absolute()
-    rng, started = random.Random(options.seed), time.perf_counter()
+def at_boundaries(stop: Callable[[str], object]) -> None:
+    """Call `stop` around every file operation of the save numbered `SAVE`, removal of old ones included."""
+    import safetensors.torch as safetensors
 
-    with tempfile.TemporaryDirectory() as folder:
-        make_workplace(Path(folder))
-        os.environ["WHET_CACHE"] = f"{folder}/cache"
-        results = experiment(rng, options.scale)
-    results["seconds"] = round(time.perf_counter() - started)
-    for name, value in results.items():
-        print(f"{name:<44} {value}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    bad = [
-        name for name, value in results.items() if "/" in str(value) and len(set(str(value).split("/"))) > 1
-    ]
-    print(f"written to {output}; " + (f"FAILED: {', '.join(bad)}" if bad else "all as it must be"))
-    return 1 if bad else 0
+    from whet.engine.callbacks import Save
 
+    saves, active = 0, False
+    inner, sync, write = Save._save, os.fsync, safetensors.save_file
 
-def experiment(rng: random.Random, scale: float) -> dict[str, object]:
-    def many(count: int) -> int:
-        return max(1, round(count * scale))
+    def save(self: Save, state: object) -> None:
+        nonlocal saves, active
+        saves += 1
+        active = saves == SAVE
+        inner(self, state)  # type: ignore[arg-type]
+        if active:
+            stop("end")
+        active = False
 
-    from whet.cli.main import main as whet
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if not active or threading.current_thread() is not threading.main_thread():
+            return
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        if flags & (os.O_WRONLY | os.O_RDWR) or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            stop(event)
 
-    with (
-        Path("stderr.txt").open("w") as file,
-        contextlib.redirect_stderr(file),
-        contextlib.redirect_stdout(file),
-    ):
-        code = whet(["train", *KEYS, "name=warm"])  # in this process: children inherit what is loaded
-    assert code == 0, Path("stderr.txt").read_text()
-    start = time.perf_counter()
-    assert wait(child([*KEYS, "name=whole"])) == 0
-    length = time.perf_counter() - start
-    whole = end_of("whole")
-    assert whole is not None and whole == end_of("warm"), (
-        f"the same run twice differs: {whole} {end_of('warm')}"
-    )
-    last = json.loads(Path("outputs/runs/whole/run.json").read_text())["steps"]
-    found: dict[str, object] = {"updates of a run, seconds": (last, round(length, 2))}
+    def bordered(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            if active:
+                stop(name)
+            result = function(*arguments, **named)
+            if active:
+                stop(f"after {name}")
+            return result
 
-    def tell(name: str, value: object) -> None:
-        found[name] = value
-        print(f"… {name}: {value}", file=sys.stderr, flush=True)
+        return call
 
-    tell(
-        "kill -9 at a random time: same end",
-        f"{kills(many(50), signal.SIGKILL, rng, length, whole)}/{many(50)}",
-    )
-    tell("kill -9 at a file boundary of a save", "{}/{}".format(*boundaries(whole)))
-    tell(
-        "SIGTERM at a random time: same end",
-        f"{kills(many(20), signal.SIGTERM, rng, length, whole)}/{many(20)}",
-    )
-    source = interrupted(last)
-    for how, count in (("flip", many(200)), ("cut", many(50)), ("delete", 5)):
-        detected, same = damaged(count, how, rng, whole, source)
-        tell(f"{how}: detected", f"{detected}/{count}")
-        tell(f"{how}: previous one used, same end", f"{same}/{count}")
-    tell("file-size limits: last good kept, same end", f"{full_disks(many(30), rng, whole)}/{many(30)}")
-    tell("NaN steps: stopped at, by name", f"{nans(many(10), rng, last)}/{many(10)}")
-    return found
+    Save._save = save  # type: ignore[method-assign,assignment]
+    os.fsync, safetensors.save_file = bordered(sync, "fsync"), bordered(write, "save_file")
+    sys.addaudithook(audit)
 
 
-def interrupted(last: int) -> Path:
-    """A run that died in its second half."""
+def count_boundaries(home: Path) -> int:
+    """File boundaries inside one save."""
+    found = home.with_suffix(".boundaries")
+
+    def arm() -> None:
+        handle = os.open(found, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        at_boundaries(lambda name: os.write(handle, b"."))
+
+    if run(home, arm) != 0:
+        raise SystemExit(f"chaos: a run failed: {home.with_suffix('.log').read_text(encoding='utf-8')}")
+    return found.stat().st_size
+
+
+def at_boundary(home: Path, rng: random.Random, whole: dict[str, str], number: int) -> Facts:
+    """One run that is killed at one file boundary, and goes on."""
+
+    def arm() -> None:
+        left = iter(range(number, -1, -1))
+        at_boundaries(lambda name: None if next(left) else os.kill(os.getpid(), signal.SIGKILL))
+
+    code = run(home, arm)
+    return {"killed there": code == -signal.SIGKILL, "same end": same_end(home, whole)}
+
+
+# ---------------------------------------------------------------- damage
+
+
+def leave_killed(home: Path) -> None:
+    """A run that was killed three updates before its end."""
     from whet.engine.step import Stepper
 
     def arm() -> None:
         inner = Stepper.update
 
-        def dying(self: Stepper, plan: object) -> object:
-            if plan.step == last - 3:  # type: ignore[attr-defined]
+        def dying(self: Stepper, plan: Any) -> Any:
+            if plan.step == LAST - 3:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return inner(self, plan)  # type: ignore[arg-type]
+            return inner(self, plan)
 
-        Stepper.update = dying  # type: ignore[method-assign,assignment]
+        Stepper.update = dying  # type: ignore[method-assign]
 
-    wait(child([*KEYS, "name=source"], arm))
-    return Path("outputs/runs/source").absolute()
+    if run(home, arm) != -signal.SIGKILL:
+        raise SystemExit(f"chaos: a run failed: {home.with_suffix('.log').read_text(encoding='utf-8')}")
+
+
+def damaged(
+    home: Path, rng: random.Random, whole: dict[str, str], source: Path, how: str, name: str | None
+) -> Facts:
+    """A copy of a killed run with one file of its newest checkpoint wounded (a random one without `name`)."""
+    shutil.copytree(source, home)
+    place = newest(home)
+    previous = sorted(place.parent.glob("step-*"))[-2]
+    path = place / (name or rng.choice(sorted(file.name for file in place.iterdir())))
+    wound(path, how, rng)
+    same = same_end(home, whole)
+    log = told(home)
+    return {
+        "named": f"{place.name} is not used: {path.name} is" in log,
+        "previous good one used": f"resuming after step {step_of(previous)} of" in log,
+        "same end": same,
+    }
+
+
+def wound(path: Path, how: str, rng: random.Random) -> None:
+    """Flip a random bit of a file, cut it at a random place, or delete it."""
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        bit = rng.randrange(len(data) * 8)
+        data[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(data)
+    elif how == "cut":
+        path.write_bytes(data[: rng.randrange(len(data))])
+    else:
+        path.unlink()
+
+
+# ---------------------------------------------------------------- full disks and NaN
+
+
+def full_disk(home: Path, rng: random.Random, whole: dict[str, str], limit: int, then: str) -> Facts:
+    """From the third save on no file may be larger than `limit` bytes; later there's room again."""
+    from whet.engine.checkpoint import damage
+
+    def arm() -> None:
+        from whet.engine.callbacks import Save
+
+        inner, saves = Save._save, iter(range(1, 1000))
+
+        def limited(self: Save, state: object) -> None:
+            if next(saves) == SAVE:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            inner(self, state)  # type: ignore[arg-type]
+
+        Save._save = limited  # type: ignore[method-assign,assignment]
+
+    code, stderr = heard(home, arm, f"engine.on_save_error={then}")
+    kept = sorted(home.glob("runs/run/checkpoints/step-*"))
+    facts: Facts = {
+        "says so": "can't be written" in stderr,
+        "no traceback, exit code 1 or a good end": code in (0, 1) and "Traceback" not in stderr,
+        "last good one kept": bool(kept) and damage(kept[-1]) is None,
+    }
+    if then == "go_on":
+        facts["goes on to the last step"] = f"early stop at step {LAST}" in stderr
+        if code == 0:  # there was room for the model; the best of the evaluations that were saved
+            return facts | {"the model could be exported": "yes"}
+    return facts | {"same end once there's room": same_end(home, whole)}
+
+
+def heard(home: Path, arm: Arm, *more: str) -> tuple[int, str]:
+    """Exit code and stderr of a run, through a pipe: it knows no limit."""
+    read, write = os.pipe()
+    pid = start(home, arm, *more, log=write)
+    os.close(write)
+    with os.fdopen(read, encoding="utf-8") as stream:
+        text = stream.read()
+    home.with_suffix(".log").write_text(text, encoding="utf-8")
+    return wait(pid), text
+
+
+def not_a_number(home: Path, rng: random.Random, whole: dict[str, str]) -> Facts:
+    """The loss of one step becomes NaN; the next time it doesn't."""
+    step = rng.randrange(1, LAST + 1)
+
+    def arm() -> None:
+        from whet.engine.step import Stepper
+
+        inner, update, now = Stepper._backward, Stepper.update, [0]
+
+        def counted(self: Stepper, plan: Any) -> Any:
+            now[0] = plan.step + 1
+            return update(self, plan)
+
+        Stepper.update = counted  # type: ignore[method-assign]
+        Stepper._backward = lambda s, *a: inner(s, *a) * (math.nan if now[0] == step else 1)  # type: ignore
+
+    code = run(home, arm)
+    path = home / "runs/run/nonfinite.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    facts = {
+        "caught at its step, with the rows": code == 1 and found.get("step") == step and bool(found["ids"]),
+        "no checkpoint of it": all(step_of(path) < step for path in home.glob("runs/run/checkpoints/s*")),
+    }
+    return facts | {"same end without it": same_end(home, whole)}
+
+
+# ---------------------------------------------------------------- the experiment
+
+
+@dataclass
+class Trial:
+    """One disturbed run: an experiment's name and `work(home, rng, whole)`."""
+
+    group: str
+    number: int
+    work: Callable[[Path, random.Random, dict[str, str]], Facts]
+
+
+def trials(scale: float, boundaries: int, length: float, source: Path) -> list[Trial]:
+    """All disturbed runs of the experiment, in order; at a smaller scale a few of each kind."""
+
+    def many(count: int) -> range:
+        return range(max(1, round(count * scale)))
+
+    files = sorted(file.name for file in newest(source).iterdir())
+    sizes = sorted(file.stat().st_size for file in newest(source).iterdir())
+    flip, cut, delete = (functools.partial(damaged, source=source, how=h) for h in ("flip", "cut", "delete"))
+    limits = [round(sizes[-1] ** (place / 30)) - 1 for place in range(1, 31)]  # up to all but a byte
+    kill = functools.partial(signalled, which=signal.SIGKILL, length=length)
+    term = functools.partial(signalled, which=signal.SIGTERM, length=length)
+    plan: list[tuple[str, list[Callable[..., Facts]]]] = [
+        ("kill -9 at a random time", [kill for _ in many(50)]),
+        ("kill -9 at a file boundary of a save",
+         [functools.partial(at_boundary, number=n) for n in thin(range(boundaries), scale)]),
+        ("SIGTERM at a random time", [term for _ in many(20)]),
+        ("bit flipped", [functools.partial(flip, name=None) for _ in many(200)]),
+        ("file truncated", [functools.partial(cut, name=None) for _ in many(50)]),
+        ("file deleted", [functools.partial(delete, name=name) for name in thin(files, scale)]),
+        ("RLIMIT_FSIZE",
+         [functools.partial(full_disk, limit=limit, then=then)
+          for limit, then in zip(thin(limits, scale), itertools.cycle(["stop", "go_on"]), strict=False)]),
+        ("NaN at a random step", [not_a_number for _ in many(10)]),
+    ]  # fmt: skip
+    return [Trial(group, number, work) for group, works in plan for number, work in enumerate(works)]
+
+
+def thin(items: Any, share: float) -> list[Any]:
+    """An even choice of a share of the items, at least one, the last included."""
+    count = max(1, round(len(items) * min(share, 1.0)))
+    return [items[(place + 1) * len(items) // count - 1] for place in range(count)]
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Run once in this process, so that children inherit what is loaded; how it ends."""
+    import matplotlib.figure
+    import torch
+    import tqdm
+
+    torch.set_num_interop_threads(1)
+    tqdm.tqdm.monitor_interval = 0
+    matplotlib.figure.Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")  # type: ignore
+    log = folder / "warm.log"
+    with log.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        code = train(folder / "warm")
+    whole = end_of(folder / "warm")
+    if code != 0 or whole is None:
+        raise SystemExit(f"chaos: the undisturbed run failed: {log.read_text(encoding='utf-8')}")
+    status = Path("/proc/self/status")
+    threads = status.read_text().partition("Threads:")[2].split()[0] if status.is_file() else "1"
+    if threads != "1":
+        raise SystemExit(f"chaos: {threads} threads run in the process to fork from; a child could hang")
+    return whole
+
+
+def length_of(folder: Path, whole: dict[str, str], jobs: int) -> float:
+    """Seconds of an undisturbed run while as many others run; all must end the same."""
+    seconds, running = [], {}
+    for number in range(max(2, jobs)):
+        running[start(folder / f"whole-{number}")] = time.perf_counter()
+    while running:
+        pid, status = os.wait()
+        seconds.append(time.perf_counter() - running.pop(pid))
+        if status != 0:
+            raise SystemExit("chaos: an undisturbed run failed")
+    for number in range(max(2, jobs)):
+        if end_of(folder / f"whole-{number}") != whole:
+            raise SystemExit("chaos: the same run twice ends differently")
+    return statistics.median(seconds)
+
+
+def perform(trial: Trial, folder: Path, seed: int, whole: dict[str, str]) -> int:
+    """In a child: do one trial, write down what it found, clean up if all is well."""
+    home = folder / f"{trial.group.replace(' ', '-')}-{trial.number}"
+    rng = random.Random(f"{seed} {trial.group} {trial.number}")
+    facts = trial.work(home, rng, whole)
+    (folder / f"{home.name}.json").write_text(json.dumps(facts), encoding="utf-8")
+    if all(value for value in facts.values()):
+        shutil.rmtree(home)
+    return 0
+
+
+def conduct(planned: list[Trial], folder: Path, seed: int, whole: dict[str, str], jobs: int) -> list[Facts]:
+    """Do all trials, so many at a time; what each found, `{"trial ended": False}` for one that broke."""
+    waiting, running = list(enumerate(planned)), dict[int, int]()
+    facts: list[Facts] = [{"trial ended": False} for _ in planned]
+    show = Progress(len(planned))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                place, trial = waiting.pop(0)
+                work = functools.partial(perform, trial, folder, seed, whole)
+                running[forked(work, folder / "trials.log")] = place
+            pid, _ = os.wait()
+            place = running.pop(pid)
+            trial = planned[place]
+            path = folder / f"{trial.group.replace(' ', '-')}-{trial.number}.json"
+            if path.is_file():
+                facts[place] = json.loads(path.read_text(encoding="utf-8"))
+            show(trial, all(facts[place].values()))
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGTERM)
+    return facts
+
+
+class Progress:
+    """A line on stderr every few seconds: how many, what, how long still."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.missed = total, 0, 0
+        self.started = self.shown = time.perf_counter()
+
+    def __call__(self, trial: Trial, good: bool) -> None:
+        self.done, self.missed = self.done + 1, self.missed + (not good)
+        now = time.perf_counter()
+        if good and self.done < self.total and now - self.shown < 5:
+            return
+        self.shown, spent = now, now - self.started
+        left = spent / self.done * (self.total - self.done)
+        state = f"{self.missed} missed" if self.missed else "all as it must be"
+        what = trial.group if good else f"{trial.group}, number {trial.number}: MISSED"
+        line = f"{self.done:>4}/{self.total}  {spent:4.0f} s, {left:4.0f} s to go  {state}  ({what})"
+        print(line, file=sys.stderr, flush=True)
+
+
+def counts(planned: list[Trial], facts: list[Facts]) -> tuple[dict[str, str], dict[str, int]]:
+    """`group: check` → `good/all`, and how often each remark was made."""
+    good: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    for trial, found in zip(planned, facts, strict=True):
+        for name, value in found.items():
+            key = f"{trial.group}: {name}"
+            if isinstance(value, str):
+                remarks[key] += 1
+            else:
+                good[key] += value
+                every[key] += 1
+    return {key: f"{good[key]}/{every[key]}" for key in every}, dict(remarks)
+
+
+def experiment(folder: Path, scale: float, seed: int, jobs: int) -> tuple[dict[str, Any], bool]:
+    """Everything; the results by name, and whether all is as it must be."""
+    started = time.perf_counter()
+    whole = prepare(folder)
+    length = length_of(folder, whole, jobs)
+    boundaries = count_boundaries(folder / "boundaries")
+    leave_killed(folder / "source")
+    planned = trials(scale, boundaries, length, folder / "source")
+    facts = conduct(planned, folder, seed, whole, jobs)
+    checked, remarks = counts(planned, facts)
+    fine = all(all(found.values()) for found in facts)
+    results: dict[str, Any] = {**checked, **remarks}
+    results |= {f"undisturbed run: {name}": value for name, value in whole.items()}
+    results |= {
+        "file boundaries inside a save": boundaries,
+        "seconds of an undisturbed run": round(length, 2),
+        "seconds in all": round(time.perf_counter() - started),
+    }
+    return results, fine
+
+
+def show_problems(folder: Path) -> None:
+    """What broken trials said, shortened."""
+    for path in [folder / "trials.log", *sorted(folder.glob("*-*.json"))]:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if path.suffix == ".log" and text:
+            print(text[-4000:], file=sys.stderr)
+        elif "false" in text:
+            log = path.with_suffix(".log")
+            print(f"{path.stem}: {text}", file=sys.stderr)
+            print(log.read_text(encoding="utf-8")[-1500:] if log.is_file() else "", file=sys.stderr)
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full counts")
+    parser.add_argument("--jobs", type=int, default=cores, help="runs at a time (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/chaos.json"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = options(arguments)
+    output = given.output.absolute()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        make_workplace(folder)
+        results, fine = experiment(folder, given.scale, given.seed, max(1, given.jobs))
+        if not fine:
+            show_problems(folder)
+        os.chdir(output.anchor)
+    for key, value in results.items():
+        print(f"{key:<76} {value}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(f"written to {output}; {'all as it must be' if fine else 'FAILED'}")
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

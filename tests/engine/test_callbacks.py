@@ -71,10 +71,10 @@ def test_the_first_among_equals_and_never_nan(maximize, values, step):
 def test_the_best_and_the_last_are_kept(tmp_path, keep, kept):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
 
-    def write(folder, state):
-        (folder / "step").write_text(str(state.step))
+    def take(state):
+        return lambda folder: (folder / "step").write_text(str(state.step))
 
-    callbacks = [Best("score", True), Save(write, checkpoints, StopRequest(), keep)]
+    callbacks = [Best("score", True), Save(take, checkpoints, StopRequest(), keep)]
     state, found = State(), []
     for number, value in enumerate([1, 3, 2, 0, 5, 5], 1):
         state.step = number * 10
@@ -90,11 +90,14 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(tmp_path):
     """Only what is in a checkpoint can be exported."""
     full = False
 
-    def write(folder, state):
+    def write(folder):
         if full:
             raise OSError(28, "No space left on device")
 
-    callbacks = [Best("score", True), Save(write, Checkpoints(tmp_path / "checkpoints"), StopRequest())]
+    callbacks = [
+        Best("score", True),
+        Save(lambda state: write, Checkpoints(tmp_path / "checkpoints"), StopRequest()),
+    ]
     state = State()
     for step, value in ((10, 1.0), (20, 2.0), (30, 1.5)):
         full, state.step = step == 20, step
@@ -105,7 +108,7 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(tmp_path):
 
 def test_further_steps_are_saved_beside_the_evaluations(tmp_path):
     save = Save(
-        lambda folder, state: None,
+        lambda state: lambda folder: None,
         Checkpoints(tmp_path / "checkpoints"),
         StopRequest(),
         keep=9,
@@ -134,7 +137,7 @@ def test_no_step_of_a_run_is_written_twice(workplace, quick, monkeypatch):
 
 def test_a_request_saves_and_stops(tmp_path):
     request = StopRequest()
-    save = Save(lambda folder, state: None, Checkpoints(tmp_path / "checkpoints"), request)
+    save = Save(lambda state: lambda folder: None, Checkpoints(tmp_path / "checkpoints"), request)
     state = State(step=5)
     result = StepResult(1.0, 1.0, 1.0, 1, 1)
     save.on_update(state, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -46,6 +47,38 @@ def test_a_torn_last_line_is_left_out_and_a_resumed_run_appends_after_it(tmp_pat
     assert [line["step"] for line in read_metrics(path)] == [1]
     started(tmp_path).log({"train/loss": 0.5}, 2)
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
+
+
+def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
+    """And what was logged of the checkpoint's own update, before it or after, isn't told again."""
+    for resumed, steps, value in ((None, (1, 2, 3, 4), 0.0), (2, (2, 3, 4, 5), 1.0)):
+        sink = Jsonl()
+        sink.start(RunInfo(tmp_path, "run", {}, resumed_after=resumed))
+        for step in steps:
+            sink.log({"train/loss": value}, step)
+            if step == 2:
+                sink.log({"validation/accuracy": value}, step)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    shown = [(line["step"], line.get("train/loss"), line.get("validation/accuracy")) for line in lines]
+    assert shown == [(1, 0, None), (2, 0, None), (2, None, 0), (3, 1, None), (4, 1, None), (5, 1, None)]
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path, caplog):
+    sink = started(tmp_path)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for step in range(30):
+            if step == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (300, usual[1]))
+            if step == 20:
+                resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+            sink.log({"train/loss": step / 7}, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    sink.finish("finished", {})
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["train/loss"]) for line in lines] == [(n, n / 7) for n in range(30)]
+    assert len([record for record in caplog.records if "can't be written" in record.message]) == 1
 
 
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from whet.evaluation.predictions import Predictions
 from whet.tracking.base import RunInfo
-from whet.tracking.tensorboard import TensorBoard, draw_confusion
+from whet.tracking.tensorboard import TensorBoard, draw_confusion, records
 
 CONFIG = {
     "seed": 1,
@@ -82,15 +83,59 @@ def test_status(tmp_path, status, shown):
     assert ended.status == Status.Value(shown)
 
 
+def raw(folder):
+    """(tag, step) of every value in the files, whether TensorBoard shows it or not."""
+    events = [
+        Event.FromString(content)
+        for path in sorted((folder / "tensorboard").iterdir())
+        for _, content in records(path.read_bytes())
+    ]
+    return [(value.tag, event.step) for event in events for value in event.summary.value]
+
+
+def killed(folder, resumed_after, steps, value):
+    """A run that stops without a farewell; what it logged is on disk."""
+    sink = TensorBoard()
+    sink.start(RunInfo(folder, "run", {}, resumed_after=resumed_after))
+    for step in steps:
+        sink.log({"train/loss": value}, step)
+    return sink
+
+
+def test_what_is_logged_is_on_disk_at_once(tmp_path):
+    """The kill that comes next must not lose what a checkpoint already knows of."""
+    sink = killed(tmp_path, None, (1, 2), 0.0)
+    assert raw(tmp_path) == [("train/loss", 1), ("train/loss", 2)]
+    sink._writer.close()
+
+
 def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
-    for steps, value in (((1, 2, 3, 4), 0.0), ((3, 4, 5), 1.0)):
-        sink = TensorBoard()
-        sink.start(RunInfo(tmp_path, "run", {}))
-        for step in steps:
-            sink.log({"train/loss": value}, step)
-        sink._writer.close()
+    sinks = [killed(tmp_path, None, (1, 2, 3, 4), 0.0)]
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    path.write_bytes(path.read_bytes() + b"\x18\0\0\0\0\0\0\0torn")
+    sinks.append(killed(tmp_path, 2, (2, 3, 4), 1.0))  # of step 2 all was told
+    sinks.append(killed(tmp_path, 3, (5, 6), 2.0))  # now every other step
     shown = [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")]
-    assert shown == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
+    assert shown == [(1, 0), (2, 0), (3, 1), (5, 2), (6, 2)]
+    assert [step for _, step in raw(tmp_path)] == [1, 2, 3, 5, 6]
+    for sink in sinks:
+        sink._writer.close()
+
+
+def test_a_run_that_was_interrupted_ends_as_it_ends_at_last(tmp_path):
+    """Its end is told once: status, figures, images and curves."""
+    sink = killed(tmp_path, None, (1, 2, 3), 0.5)
+    sink.report(predictions(), None, {"accuracy": 1.0})
+    sink.finish("interrupted", {"reason": "a signal"})
+    sink = killed(tmp_path, 3, (), 0.5)
+    sink.report(predictions(), None, {"accuracy": 1.0})
+    sink.finish("finished", {"test/accuracy": 1.0, "best_step": 2})
+    assert hparams(read(tmp_path), "session_end_info").session_end_info.status == Status.Value(
+        "STATUS_SUCCESS"
+    )
+    told = raw(tmp_path)
+    assert len(told) == len(set(told))
+    assert {("test/confusion", 3), ("test/accuracy", 3), ("final/best_step", 3)} <= set(told)
 
 
 def test_a_run_without_events_makes_no_writer_until_it_ends(tmp_path):

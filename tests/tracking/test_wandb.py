@@ -166,6 +166,81 @@ def test_a_resumed_run_keeps_its_id(tmp_path):
     assert run_id(tmp_path) == run_id(tmp_path) != run_id(tmp_path / "other")
 
 
+def alone():
+    """The environment of a process that doesn't share W&B's service process with this one."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from whet.tracking.base import RunInfo
+from whet.tracking.wandb import Wandb
+sink = Wandb(mode="offline")
+sink.start(RunInfo(Path(sys.argv[1]), "run", {}))
+for step in range(1, 7):
+    sink.log({"train/loss": 1 / step}, step)
+    if step % 2 == 0:
+        sink.log({"validation/accuracy": step / 10}, step)
+while not sink._place:
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_goes_on_without_a_gap_or_a_repeat(tmp_path):
+    """W&B never wrote down most of what was logged before the kill; four updates were in a checkpoint."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=alone(), check=False)
+    assert done.returncode == -9
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    sink = Wandb(mode="offline")
+    sink.start(info(tmp_path, resumed_after=4))
+    for step in range(4, 9):
+        sink.log({"train/loss": 1 / step}, step)
+        if step % 2 == 0:
+            sink.log({"validation/accuracy": step / 10}, step)
+    sink.report(predictions(), None, {"accuracy": 1.0})
+    sink.finish("finished", {})
+    found = records(tmp_path)[1]
+    assert of_kind(found, "run")[0].run_id == run_id(tmp_path)
+    rows = [items(history.item) for history in of_kind(found, "history")]
+    shown = [(row["step"], name) for row in rows for name in row if name[0] != "_" and "/" in name]
+    wanted = [
+        (n, m)
+        for n in range(1, 9)
+        for m in ("train/loss", "validation/accuracy")
+        if m[0] == "t" or n % 2 == 0
+    ]
+    assert [pair for pair in shown if not pair[1].startswith("test/")] == wanted
+    assert [pair for pair in shown if pair[1] == "test/accuracy"] == [(8, "test/accuracy")]
+    numbers, times = ([row[key] for row in rows] for key in ("_step", "_timestamp"))
+    assert numbers == sorted(set(numbers)) and times == sorted(times)
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [1 / n for n in range(1, 9)]
+    assert len(list(tmp_path.glob("wandb/superseded/offline-run-*"))) == 1
+
+
+def test_a_row_has_the_same_number_whenever_it_is_told(tmp_path, monkeypatch):
+    """So that W&B, online, takes no row twice."""
+    told = []
+
+    class Listening(Broken):
+        def log(self, values, step, commit):
+            told.append((step, values["step"], sorted(values)))
+
+    monkeypatch.setattr(wandb, "init", lambda **given: Listening())
+    for resumed in (None, 1, 2):
+        sink = Wandb(mode="offline")
+        sink.start(info(tmp_path, resumed_after=resumed))
+        for step in range((resumed or 0) + 1, 4):
+            sink.log({"train/loss": 1.0}, step)
+            sink.log({"validation/accuracy": 1.0}, step)
+        sink.report(predictions("validation"), None, {"accuracy": 1.0})
+        sink.finish("interrupted", {})
+    first = told[: len(told) // 3]
+    assert told == first * 3
+    assert len({number for number, *_ in first}) == len(first) == 7
+
+
 def test_disabled_does_nothing(tmp_path):
     sink = Wandb(mode="disabled")
     sink.start(info(tmp_path))
@@ -243,7 +318,7 @@ class Broken:
             setattr(self, method, act)
 
     def define_metric(self, *args, **kwargs): ...
-    def log(self, values): ...
+    def log(self, values, step, commit): ...
     def finish(self, exit_code): ...
 
 

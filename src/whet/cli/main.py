@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from whet import __version__
-from whet.errors import WhetError, nearest, one_line
+from whet.errors import RunError, WhetError, nearest, one_line
+from whet.ranks import here
 
 COMMANDS = {
     "train": "fine-tune a model on a task, test it, report",
@@ -58,10 +62,15 @@ def usage() -> str:
 def _guarded(arguments: list[str]) -> int:
     from whet.cli.app import TRACE
     from whet.cli.translate import explain, is_expected
+    from whet.engine.distributed import joined
+    from whet.engine.ending import Elsewhere
 
     tracing = not TRACE.isdisjoint(item.lstrip("+") for item in arguments)
     try:
-        return _dispatch(arguments[0], arguments[1:])
+        with joined() as world, _speaking(world.first):
+            return _dispatch(arguments[0], arguments[1:])
+    except Elsewhere as error:  # that process has told it
+        return error.exit_code
     except KeyboardInterrupt:
         print("whet: interrupted", file=sys.stderr)
         return 130
@@ -76,11 +85,27 @@ def _guarded(arguments: list[str]) -> int:
         return known.exit_code
 
 
+@contextlib.contextmanager
+def _speaking(first: bool) -> Iterator[None]:
+    """Of several processes only the first one prints, logs and warns."""
+    if first:
+        yield
+        return
+    warnings.simplefilter("ignore")
+    logging.disable()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        yield
+
+
 def _dispatch(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         error = WhetError(f"{command}: unknown command; {nearest(command, COMMANDS)}")
         error.exit_code = 2
         raise error
+    if here().size > 1 and (command != "train" or not {"-m", "--multirun"}.isdisjoint(arguments)):
+        raise RunError(
+            f"torchrun is for one run of whet train, not for whet {' '.join([command, *arguments])}"
+        )
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     module = importlib.import_module(f"whet.cli.{command}")
     return int(module.main(arguments))

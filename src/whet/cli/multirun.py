@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
+
+if TYPE_CHECKING:
+    from whet.errors import WhetError
 
 
 @dataclass
@@ -25,22 +28,47 @@ class Summary:
 _current = Summary()
 
 
+class Stopped(BaseException):
+    """A signal ends the whole multirun: Hydra goes on after any `Exception` of a job."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
+def end_multirun(error: WhetError) -> None:
+    """Called in a job that a signal has stopped; does nothing where the jobs have processes of their own.
+
+    Raises:
+        Stopped: the job runs in the multirun's process.
+    """
+    if _current.folder is not None:
+        raise Stopped(error.exit_code) from error
+
+
 class Multirun(Callback):
     """Hydra callback: give every multirun a folder of its own, whoever else starts in this second."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from whet.engine.continuing import note_multirun, unfinished_multirun
         from whet.engine.run import new_folder, stamp
 
-        given = [
-            str(item) for item in config.hydra.overrides.hydra if str(item).startswith("hydra.sweep.dir=")
-        ]
-        if given:
-            _current.folder = Path(str(config.hydra.sweep.dir)).absolute()
-            return
-        _current.folder = new_folder(Path(str(config.hydra.sweep.dir)).absolute(), stamp())
-        with open_dict(config):
-            config.hydra.sweep.dir = str(_current.folder)
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{_current.folder}'")
+        given = any(str(item).startswith("hydra.sweep.dir=") for item in config.hydra.overrides.hydra)
+        told = [str(item) for item in config.hydra.overrides.task]
+        place = Path(str(config.hydra.sweep.dir)).absolute()
+        if not given:
+            place = unfinished_multirun(place, told) or new_folder(place, stamp())
+            with open_dict(config):
+                config.hydra.sweep.dir = str(place)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{place}'")
+        _current.folder = place
+        note_multirun(place, told)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from whet.engine.continuing import note_multirun
+
+        told = [str(item) for item in config.hydra.overrides.task]
+        note_multirun(Path(str(config.hydra.sweep.dir)), told, status="finished")
 
 
 @contextlib.contextmanager
@@ -51,7 +79,7 @@ def closing() -> Iterator[Summary]:
     _current.folder, _current.exit_code, _current.rows = None, 0, []
     try:
         yield _current
-    except WhetError as error:
+    except (WhetError, Stopped) as error:
         if not _finish():
             raise
         _current.exit_code = error.exit_code
@@ -75,6 +103,7 @@ def _finish() -> bool:
     if failed:
         _current.exit_code = max(_current.exit_code, 1)
         print(f"{len(failed)} of {len(_current.rows)} jobs did not finish", file=sys.stderr)
+        print("to go on: the same command with resume=auto", file=sys.stderr)
     return True
 
 
@@ -96,7 +125,7 @@ def jobs_of(folder: Path) -> list[dict[str, Any]]:
                 "share": _share(record.get("trainable", {})),
                 f"validation/{metric}" if metric else "validation": best.get("value"),
                 f"test/{metric}" if metric else "test": record.get("metrics", {}).get(f"test/{metric}"),
-                "overrides": " ".join(line for line in lines if line),
+                "overrides": " ".join(line for line in lines if line and not line.startswith("resume=")),
                 "reason": record.get("reason") or "",
             }
         )

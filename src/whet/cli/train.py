@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from whet.cli.app import launch, listen, overrides
 from whet.config import Node, build, to_plain
-from whet.errors import ConfigError, WhetError, one_line
+from whet.engine.distributed import World, current
+from whet.errors import Interrupted, WhetError, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from whet.engine.continuing import Job
+    from whet.engine.train import Outcome, Parts
 
 
 def main(arguments: list[str]) -> int:
@@ -19,8 +23,9 @@ def main(arguments: list[str]) -> int:
 
     with closing() as summary:
         for outcome in launch("train", run, arguments):
-            print(outcome.text)
-            print(where(outcome))
+            if outcome is not None:  # of several processes the first one has it
+                print(outcome.text)
+                print(where(outcome))
     return summary.exit_code
 
 
@@ -28,79 +33,120 @@ def run(composed: DictConfig) -> Any:
     """One training run from a composed config: the Hydra task.
 
     Returns:
-        The outcome; in a multirun only the validation metric, which sweepers read.
+        The outcome (None where another process has it); in a multirun only the validation metric, which
+        sweepers read.
     """
+    from whet.cli.multirun import end_multirun
+    from whet.engine.continuing import STARTING, recorded
+    from whet.engine.signals import hand_on
+
     listen()
-    config = to_plain(composed)
-    resumed = _resume(config)
-    if resumed is not None:
-        return resumed
-    folder, group = _place()
+    world, job = current(), _job()
+    config = world.told(lambda: to_plain(composed))
+    earlier, status = world.told(lambda: _earlier(config, job))
+    if earlier is not None and status == "finished":
+        outcome = recorded(earlier)
+        return outcome if job is None else outcome.primary
+    folder = earlier or _place(config, job)
     try:
-        return _train(config, folder, group)
+        if folder is None or status == STARTING:
+            done = _train(config, folder, job, world)
+        else:
+            done = _go_on(config, folder, job, world)
     except WhetError as error:
-        if folder is not None:
+        if job is not None and folder is not None:
             _record_failure(folder, config, error)
+        if isinstance(error, Interrupted):
+            hand_on(error.exit_code - 128)
+            end_multirun(error)
         raise
+    return done if job is None or done is None else done.primary
 
 
-def _train(config: Node, folder: Path | None, group: str | None) -> Any:
+def _earlier(config: Node, job: Job | None) -> tuple[Path | None, str]:
+    """The folder to go on with, if there is one, and how far its run came."""
+    from whet.engine.continuing import STARTING, found
+    from whet.engine.run import read_record
+
+    folder = found(config, job)
+    return folder, STARTING if folder is None else str(read_record(folder)["status"])
+
+
+def _train(config: Node, folder: Path | None, job: Job | None, world: World) -> Outcome | None:
+    from whet.engine.continuing import begin
     from whet.engine.run import Run, new_folder
-    from whet.engine.train import Parts, execute, get_ready, run_name
+    from whet.engine.train import execute, get_ready, run_name
 
-    parts = build(config, Parts)()
+    parts = _parts(config, world)
     ready = get_ready(parts)
-    place = folder or new_folder(parts.paths.outputs() / "runs", run_name(parts, config))
-    outcome = execute(parts, ready, Run.create(place, config, overrides()), config, group)
-    return outcome if folder is None else outcome.primary
+    name = run_name(parts, config)
+    place = world.told(lambda: folder or new_folder(parts.paths.outputs() / "runs", name))
+    size = world.ranks.size
+    run = begin(place, config, overrides(), size) if world.first else Run(place, writes=False)
+    return execute(parts, ready, run, config, _group(job))
 
 
-def _resume(config: Node) -> Any:
-    """Go on with the run that `resume` names; None where it names none.
-
-    Raises:
-        ConfigError: in a multirun.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from whet.engine.continuing import found, saved_config
+def _go_on(config: Node, folder: Path, job: Job | None, world: World) -> Outcome | None:
+    """Complete the run of a folder."""
+    from whet.engine.continuing import saved_config
     from whet.engine.run import Run
-    from whet.engine.train import Parts, execute, get_ready
+    from whet.engine.train import execute, get_ready
 
-    if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ConfigError("resume", "one run at a time: leave out -m", config["resume"])
-    folder = found(config)
-    if folder is None:
-        return None
-    told = saved_config(folder, config, overrides())
-    parts = build(told, Parts)()
+    told = world.told(lambda: saved_config(folder, config, overrides()))
+    parts = _parts(told, world)
     ready = get_ready(parts)
-    run = Run.reopen(folder, exact=parts.engine.deterministic)
-    return execute(parts, ready, run, told, resume=True)
+    exact, size = parts.engine.deterministic, world.ranks.size
+    run = Run.reopen(folder, exact, size) if world.first else Run(folder, writes=False)
+    return execute(parts, ready, run, told, _group(job), resume=True)
 
 
-def _place() -> tuple[Path | None, str | None]:
-    """The job's own folder in a multirun; a single run gets its folder once its parts are checked."""
+def _parts(config: Node, world: World) -> Parts:
+    """The parts of the experiment; where another process tells the trackers, they are left out."""
+    from whet.engine.train import Parts
+    from whet.tracking.base import Tracking
+
+    parts: Parts = build(config, Parts)()
+    if not world.first:
+        parts.tracking = Tracking(log_every=parts.tracking.log_every)
+    return parts
+
+
+def _job() -> Job | None:
+    """Which job of a multirun this is; None for a single run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from whet.engine.run import new_folder
+    from whet.engine.continuing import Job
 
     state = HydraConfig.get()
-    if state.mode != RunMode.MULTIRUN:
-        return None, None
-    sweep = Path(state.sweep.dir)
-    return new_folder(sweep, f"{state.job.num:04d}"), sweep.name
+    return Job(Path(state.sweep.dir), int(state.job.num)) if state.mode == RunMode.MULTIRUN else None
+
+
+def _group(job: Job | None) -> str | None:
+    """What the trackers show together."""
+    return None if job is None else job.sweep.name
+
+
+def _place(config: Node, job: Job | None) -> Path | None:
+    """The job's own folder in a multirun; a single run gets its folder once its parts are checked."""
+    from whet.engine.continuing import claim
+    from whet.engine.run import new_folder
+
+    if job is None:
+        return None
+    folder = new_folder(job.sweep, job.name)
+    claim(folder, config, overrides())
+    return folder
 
 
 def _record_failure(folder: Path, config: Node, error: WhetError) -> None:
     """A multirun's job that failed leaves its reason and doesn't end the others."""
     import sys
 
-    from whet.engine.run import failed_before_start
+    from whet.engine.continuing import STARTING
+    from whet.engine.run import failed_before_start, read_record
 
-    if not (folder / "run.json").is_file():
+    if read_record(folder)["status"] == STARTING:
         failed_before_start(folder, config, overrides(), error)
     print(f"whet: {folder.name}: {one_line(error)}", file=sys.stderr)
 

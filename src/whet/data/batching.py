@@ -50,15 +50,15 @@ class Batching(Component):
         for start in range(0, len(order), span):
             chunk = order[start : start + span]
             chunk = chunk[lengths[chunk].argsort(kind="stable")] if self.pool > 1 else chunk
-            for window in self._cut(chunk, lengths, accumulate):
+            for window in self.cut(chunk, lengths, accumulate):
                 by_length = window[lengths[window].argsort(kind="stable")]
-                found.append(list(self._cut(by_length, lengths, 1)))
+                found.append(list(self.cut(by_length, lengths, 1)))
         return [found[place] for place in rng.permutation(len(found))]
 
     def evaluation(self, lengths: Rows) -> list[Rows]:
         """Batches of all rows, longest first (so that running out of memory shows at once)."""
         order = (-lengths).argsort(kind="stable")
-        return list(self._cut(order, lengths, self.evaluation_factor))
+        return list(self.cut(order, lengths, self.evaluation_factor))
 
     def padded(self, length: int) -> int:
         """Tokens that a batch whose longest text has `length` tokens is padded to."""
@@ -69,7 +69,7 @@ class Batching(Component):
         total = sum(len(rows) * self.padded(int(lengths[rows].max())) for rows in batches)
         return 1 - int(sum(int(lengths[rows].sum()) for rows in batches)) / total if total else 0.0
 
-    def _cut(self, order: Rows, lengths: Rows, factor: int) -> Iterator[Rows]:
+    def cut(self, order: Rows, lengths: Rows, factor: int) -> Iterator[Rows]:
         """Consecutive pieces of `order` within `factor` times the size and the token budget."""
         start, longest = 0, 0
         for place, row in enumerate(order):

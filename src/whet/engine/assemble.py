@@ -11,6 +11,7 @@ import numpy as np
 
 from whet.data.batch import Collator, Examples
 from whet.data.tokens import Tokens, texts_hash, tokenize_splits
+from whet.engine.distributed import ALONE, World
 from whet.engine.evaluate import Evaluator
 from whet.engine.plan import Plan
 from whet.engine.step import Objective, Schedule, Stepper
@@ -125,6 +126,7 @@ def make_stepper(
     optimizer: Any,
     scheduler: Schedule,
     folder: Path,
+    world: World = ALONE,
 ) -> Stepper:
     """What makes the updates; moves the model to the device."""
     model.to(amp.device)
@@ -143,6 +145,7 @@ def make_stepper(
         folder=folder,
         on_nan=engine.on_nan,
         lag=_LAG if amp.device.type == "cuda" else 0,
+        world=world,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from whet.engine.checkpoint import Checkpoints
+from whet.engine.distributed import ALONE, World
 from whet.engine.signals import StopRequest
 from whet.engine.step import StepResult, figures
 from whet.errors import Interrupted, WhetError
@@ -169,8 +170,8 @@ class Save(Callback):
     The last callback: what a checkpoint holds has been logged. The best checkpoint and the last `keep` stay.
     """
 
-    write: Callable[[Path, State], None]
-    """Fills a checkpoint's folder."""
+    take: Callable[[State], Callable[[Path], None]]
+    """Takes what a checkpoint holds, on every process of the job; what it returns fills the folder."""
     checkpoints: Checkpoints
     request: StopRequest
     keep: int = 2
@@ -182,18 +183,22 @@ class Save(Callback):
     """Step of the last checkpoint that was written."""
     best: tuple[int, float, Predictions | None] = (0, math.nan, None)
     """Best evaluation that is in a checkpoint."""
+    world: World = ALONE
+    """All processes stop together; the first one writes."""
 
     def on_start(self, state: State) -> None:
         self.best = (state.best_step, state.best_value, state.best)
         self.saved = state.step if state.step else -1
 
     def on_update(self, state: State, result: StepResult) -> None:
-        if self.request or state.step in self.further:
+        self.world.agree(self.request)
+        if self.request or self.request.take_notice() or state.step in self.further:
             self._save(state)
         self._stop_if_asked(state)
 
     def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
         self._save(state)
+        self.world.agree(self.request)
         self._stop_if_asked(state)
 
     def _stop_if_asked(self, state: State) -> None:
@@ -206,17 +211,25 @@ class Save(Callback):
             raise Interrupted(self.request.number, f"interrupted after step {state.step}; {where}")
 
     def _save(self, state: State) -> None:
-        try:
-            self.checkpoints.save(state.step, lambda folder: self.write(folder, state))
-        except OSError as error:
-            self._failed(state, error)
+        fill = self.take(state)
+        problem = self.world.told(lambda: self._written(state, fill))
+        if problem is not None:
+            self._failed(state, problem)
             return
         self.saved = state.step
         self.best = (state.best_step, state.best_value, state.best)
+
+    def _written(self, state: State, fill: Callable[[Path], None]) -> str | None:
+        """Write a checkpoint and remove those that needn't be kept; returns why it can't be written."""
+        try:
+            self.checkpoints.save(state.step, fill)
+        except OSError as error:
+            return str(error)
         recent = self.checkpoints.steps()[-self.keep :]
         self.checkpoints.keep({*recent, state.best_step, state.step})
+        return None
 
-    def _failed(self, state: State, error: OSError) -> None:
+    def _failed(self, state: State, error: str) -> None:
         """The best evaluation is only one that can be exported: fall back to the best that was saved."""
         state.best_step, state.best_value, state.best = self.best
         last = f"step {self.saved} is kept" if self.saved >= 0 else "there is none yet"

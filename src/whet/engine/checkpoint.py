@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from whet.engine.distributed import full, laid_out
 from whet.errors import RunError, one_line
 from whet.peft.base import trained_names
 from whet.storage import aside, file_sha256
@@ -32,22 +33,26 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors to save: all of them, or those that train; a tied tensor once."""
     state = model.state_dict()
     wanted = list(state) if is_complete(model) else trained_names(model)
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in model.named_parameters()
+    }
     seen: set[int] = set()
     found = {}
-    for name in wanted:
-        pointer = state[name].data_ptr()
+    for name in (name for name in wanted if name not in again):
+        tensor = full(state[name])
+        pointer = tensor.data_ptr()
         if pointer not in seen or pointer == 0:
-            found[name] = state[name].detach().cpu().contiguous()
+            found[name] = tensor.detach().cpu().contiguous()
         seen.add(pointer)
     return found
 
 
-def save_tensors(model: nn.Module, path: Path) -> None:
-    """Write `tensors_of(model)`, whole or not at all."""
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a model's tensors, whole or not at all."""
     from safetensors.torch import save_file
 
     with aside(path) as beside:
-        save_file(tensors_of(model), beside, metadata={"format": "pt"})
+        save_file(tensors, beside, metadata={"format": "pt"})
 
 
 def load_tensors(model: nn.Module, path: Path) -> None:
@@ -61,7 +66,8 @@ def load_tensors(model: nn.Module, path: Path) -> None:
     odd = odd or sorted(name for name in saved if saved[name].shape != expected[name].shape)
     if odd:
         raise RunError(f"{path}: its tensors aren't this model's ({len(odd)} differ: {', '.join(odd[:4])})")
-    model.load_state_dict(saved, strict=False)
+    state = model.state_dict()
+    model.load_state_dict({name: laid_out(saved[name], state[name]) for name in saved}, strict=False)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -95,10 +101,15 @@ class Checkpoints:
         Raises:
             OSError: it can't be written; nothing is left of it, and older checkpoints are untouched.
         """
+        from safetensors import SafetensorError
+
         target = self.at(step)
         with aside(target) as beside:
             beside.mkdir()
-            write(beside)
+            try:
+                write(beside)
+            except SafetensorError as error:
+                raise OSError(one_line(error)) from None
             _seal(beside)
         _sync(self.folder)
         return target

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from whet.config import Component
 from whet.data.batching import Batching
+from whet.engine.distributed import Parallel
 from whet.engine.precision import Precision
 from whet.errors import ConfigError
+from whet.ranks import Ranks, cores
 from whet.types import Duration, NonNegativeFloat, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ class Engine(Component):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None
-    """CPU threads of torch; null keeps torch's choice (one a core)."""
+    """CPU threads of torch; null: one a core, or under torchrun each process's share of them."""
+    parallel: Parallel = "ddp"
+    """Under torchrun each process holds the whole model or a part of every tensor (fsdp, less memory)."""
 
     def __post_init__(self) -> None:
         if self.duration.unit == "share" or self.duration.value <= 0:
@@ -67,18 +71,51 @@ class Engine(Component):
         if self.checkpoint_every is not None and self.checkpoint_every.value <= 0:
             raise ConfigError("checkpoint_every", _SOME, self.checkpoint_every)
 
-    def amp(self) -> Amp:
-        """Device and number format here; sets torch's threads."""
+    def amp(self, ranks: Ranks | None = None) -> Amp:
+        """Device and number format of this process; sets torch's threads.
+
+        Raises:
+            ConfigError: no such device here, or none for each process.
+        """
         import torch
 
         from whet.engine.allocator import keep_freed_memory
         from whet.engine.precision import Amp, pick_device
 
+        ranks = ranks or Ranks()
         keep_freed_memory()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        elif ranks.launched:
+            torch.set_num_threads(ranks.threads(cores(), os.environ.get("OMP_NUM_THREADS")))
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = False
-        return Amp.of(self.precision, pick_device(self.device))
+        amp = Amp.of(self.precision, pick_device(self._device(ranks)))
+        if self.parallel == "fsdp":
+            self._can_share(ranks, amp)
+        return amp
+
+    def _can_share(self, ranks: Ranks, amp: Amp) -> None:
+        if not ranks.launched:
+            problem = "shares a model among processes: start them with torchrun -m whet train …"
+            raise ConfigError("engine.parallel", problem, self.parallel)
+        if amp.name == "fp16":
+            problem = "each process would scale its loss alone: take engine.precision=bf16 or fp32"
+            raise ConfigError("engine.parallel", problem, self.parallel)
+
+    def _device(self, ranks: Ranks) -> str:
+        """The GPU of this process where a launcher started several and there are some."""
+        import torch
+
+        if not ranks.launched or self.device == "cpu" or not torch.cuda.is_available():
+            return self.device
+        if self.device not in ("auto", "cuda"):
+            problem = "under torchrun each process has its own: auto or cpu"
+            raise ConfigError("engine.device", problem, self.device)
+        if ranks.local_size > (gpus := torch.cuda.device_count()):
+            problem = f"{ranks.local_size} processes and {gpus} GPUs: start fewer, or take cpu"
+            raise ConfigError("engine.device", problem, self.device)
+        torch.cuda.set_device(ranks.local_rank)
+        return f"cuda:{ranks.local_rank}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from whet.engine.distributed import ALONE, World
 from whet.evaluation.predictions import Predictions
 from whet.task.metrics import compute_metrics
 
@@ -23,25 +24,43 @@ if TYPE_CHECKING:
     from whet.task.base import Criterion, Task
 
 
-def logits_of(model: nn.Module, collator: Collator, amp: Amp, title: str = "") -> NDArray[np.float32]:
-    """[n, outputs] logits of every row, in the rows' own order."""
+def logits_of(
+    model: nn.Module, collator: Collator, amp: Amp, title: str = "", world: World = ALONE
+) -> NDArray[np.float32]:
+    """[n, outputs] logits of every row, in the rows' own order.
+
+    The processes of `world` deal out whole batches, so that a row's logits don't depend on their number.
+    """
+    batches = collator.batching.evaluation(collator.tokens.lengths)
+    own = batches[world.ranks.rank :: world.ranks.size]
+    idle = batches[:1] * world.idle(len(own))
+    made = _forward(model, collator, amp, [*own, *idle], title or "evaluating")[: len(own)]
+    parts = [part for some in world.gather(list(zip(own, made, strict=True))) for part in some]
+    if not parts:
+        return np.empty((0, 0), dtype=np.float32)
+    found = np.empty((len(collator.tokens), parts[0][1].shape[1]), dtype=np.float32)
+    for rows, values in parts:
+        found[rows] = values
+    return found
+
+
+def _forward(
+    model: nn.Module, collator: Collator, amp: Amp, batches: list[NDArray[np.int64]], title: str
+) -> list[NDArray[np.float32]]:
+    """Logits of each batch."""
     import torch
 
     from whet.tracking.progress import progress
 
-    batches = collator.batching.evaluation(collator.tokens.lengths)
     model.eval()
-    found: NDArray[np.float32] | None = None
-    with torch.inference_mode(), progress(len(collator.tokens), title or "evaluating", "texts") as advance:
+    found = []
+    with torch.inference_mode(), progress(sum(map(len, batches)), title, "texts") as advance:
         for rows in batches:
             with amp.autocast():
                 logits = model(**collator(rows, amp.device).inputs).logits
-            values = logits.float().cpu().numpy()
-            if found is None:
-                found = np.empty((len(collator.tokens), values.shape[1]), dtype=np.float32)
-            found[rows] = values
+            found.append(logits.float().cpu().numpy())
             advance(len(rows))
-    return found if found is not None else np.empty((0, 0), dtype=np.float32)
+    return found
 
 
 @dataclass
@@ -54,15 +73,20 @@ class Evaluator:
     collator: Collator
     examples: Examples
     amp: Amp
+    world: World = ALONE
+    """Processes that share the work; all of them call `predict` and `metrics`."""
 
     def predict(self, model: nn.Module) -> Predictions:
         """What `model` says about every row."""
-        logits = logits_of(model, self.collator, self.amp, f"evaluating {self.examples.split}")
+        logits = logits_of(model, self.collator, self.amp, f"evaluating {self.examples.split}", self.world)
         examples = self.examples
         return Predictions(examples.ids, logits, examples.labels, examples.split, self.label_names)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         """The task's metrics and its loss (without label: left out; no label at all: NaN)."""
+        return self.world.told(lambda: self._metrics(predictions))
+
+    def _metrics(self, predictions: Predictions) -> dict[str, float]:
         probabilities = self.task.probabilities(predictions.logits)
         decisions = self.task.decide(probabilities)
         found = compute_metrics(

@@ -67,9 +67,11 @@ class Run:
 
     folder: Path
     record: Node = field(default_factory=dict)
+    writes: bool = True
+    """Whether this process is the one of its job that keeps the record."""
 
     @classmethod
-    def create(cls, folder: Path, config: Node, overrides: list[str]) -> Run:
+    def create(cls, folder: Path, config: Node, overrides: list[str], processes: int = 1) -> Run:
         """Write config, overrides and the first `run.json` into a new folder."""
         save(config, folder / "config.yaml")
         shown = [mask_text(item) for item in overrides]
@@ -82,6 +84,7 @@ class Run:
             command=mask_text(" ".join(["whet train", *overrides])),
             seed=config.get("seed"),
             pid=os.getpid(),
+            processes=processes,
             versions=versions(),
             git=git_state(),
             hardware=hardware(),
@@ -90,13 +93,18 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Path, exact: bool = False) -> Run:
+    def reopen(cls, folder: Path, exact: bool = False, processes: int = 1) -> Run:
         """The record of a run that goes on; what differs from last time is named in the log.
 
         Raises:
-            RunError: something differs, and `exact` promises that nothing does.
+            RunError: another number of processes, or something else differs where `exact` promises the
+                contrary.
         """
         run = cls(folder, read_record(folder))
+        if (before := run.record.get("processes", 1)) != processes:
+            told = f"this job has {processes}, and each has random numbers of its own"
+            again = f"start it with {command(before)}"
+            raise RunError(f"{folder}: the run was trained by {before} processes; {told}: {again}")
         for what, facts in (("versions", versions()), ("hardware", hardware())):
             before = run.record.get(what, {})
             for name in sorted({*facts, *before} - {"host", "memory_gb"}):
@@ -115,6 +123,8 @@ class Run:
             old = self.record.get(name)
             merge = isinstance(old, dict) and isinstance(value, dict)
             self.record[name] = old | value if merge else value
+        if not self.writes:
+            return
         with aside(self.folder / "run.json") as beside:
             beside.write_text(
                 json.dumps(mask(self.record), indent=1, ensure_ascii=False, default=str), encoding="utf-8"
@@ -123,6 +133,9 @@ class Run:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Log to `train.log`; record how the run ends, whatever happens."""
+        if not self.writes:
+            yield
+            return
         handler = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
         handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("whet").addHandler(handler)
@@ -136,7 +149,7 @@ class Run:
             raise
         except Interrupted as error:
             status, reason = "interrupted", one_line(error)
-            print(f"to go on: whet train resume={self.folder}", file=sys.stderr)
+            print(f"to go on: {command(self.record['processes'])} resume={self.folder}", file=sys.stderr)
             raise
         except BaseException as error:
             reason = one_line(f"{type(error).__name__}: {error}")
@@ -156,6 +169,11 @@ class Run:
             timings={"total_s": round(seconds, 3)},
             memory=peak_memory(),
         )
+
+
+def command(processes: int) -> str:
+    """What starts a training by so many processes of one machine."""
+    return "whet train" if processes == 1 else f"torchrun --nproc-per-node={processes} -m whet train"
 
 
 class MaskingFormatter(logging.Formatter):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from whet.engine.distributed import ALONE, World, full
 from whet.errors import NonFiniteError
 from whet.objective.base import Forward
 
@@ -78,7 +79,7 @@ class Unread:
     update: Update
     cut: list[Rows]
     numbers: torch.Tensor
-    """[micro-batches + 1] on the host: losses and norm, right once `there` is done."""
+    """[micro-batches + 2] on the host: this process's losses, all's sum, norm; right once `there` is done."""
     there: torch.cuda.Event | None
 
     def arrived(self) -> bool:
@@ -110,6 +111,8 @@ class Stepper:
     """Updates left out in a row."""
     lag: int = 0
     """The host may be so many updates behind in reading losses; 0 reads each at once."""
+    world: World = ALONE
+    """Processes that share each update."""
 
     def __post_init__(self) -> None:
         self.scaler = self.amp.scaler()
@@ -117,7 +120,7 @@ class Stepper:
         self._unread: deque[Unread] = deque()
         self._made: dict[int, list[Batch]] = {}
         self._bad: torch.Tensor | None = None
-        if not self.optimizer.defaults.get("fused") or self.scaler.is_enabled():
+        if not self.optimizer.defaults.get("fused") or self.scaler.is_enabled() or self.world.sharded:
             self.lag = 0  # only fused updates can be left out by the device itself
 
     def ahead(self, updates: Iterable[Update]) -> Iterator[Update]:
@@ -133,7 +136,11 @@ class Stepper:
                 yield self._take(*waiting)
 
     def _collate(self, update: Update) -> list[Batch]:
-        return [self.collator(rows, self.amp.device) for rows in update.micro_batches]
+        return [self.collator(rows, self.amp.device) for rows in self._own(update)]
+
+    def _own(self, update: Update) -> list[Rows]:
+        """This process's share of the micro-batches."""
+        return self.world.share(update.micro_batches, self.plan.lengths, self.plan.batching)
 
     def _take(self, update: Update, made: Future[list[Batch]]) -> Update:
         self._made = {update.step: made.result()}
@@ -161,20 +168,19 @@ class Stepper:
 
     def settle(self, behind: int = 0) -> None:
         """Read what has arrived, and wait while more than `behind` updates are unread; raises as `update`."""
-        while self._unread and (len(self._unread) > behind or self._unread[0].arrived()):
+        alone = self.world.ranks.size == 1  # several processes read the same updates after the same step
+        while self._unread and (len(self._unread) > behind or (alone and self._unread[0].arrived())):
             told = self._unread.popleft()
             if told.there is not None:
                 told.there.synchronize()
-            loss, norm, guilty = self._checked(told.cut, told.numbers)
+            loss, norm, guilty = self._checked(told.update, told.cut, told.numbers)
             self._judge(told.update, guilty, loss, norm)
 
     def _step_seen(
         self, update: Update, cut: list[Rows], losses: list[torch.Tensor], norm: torch.Tensor
     ) -> tuple[float, float]:
         """Look at loss and norm, then make the update or leave it out."""
-        import torch
-
-        loss, size, guilty = self._checked(cut, torch.stack([*losses, norm.to(losses[0])]))
+        loss, size, guilty = self._checked(update, cut, self._numbers(losses, norm))
         if guilty is None:
             self.scaler.step(self.optimizer)
         else:
@@ -189,8 +195,8 @@ class Stepper:
         """Let the device leave the update out by itself; the host looks when the numbers have arrived."""
         import torch
 
-        numbers = torch.stack([*losses, norm.to(losses[0])])
-        bad = (~torch.isfinite(numbers)).any().to(torch.float32)
+        numbers = self._numbers(losses, norm)
+        bad = (~torch.isfinite(numbers[-2:])).any().to(torch.float32)
         if self.on_nan == "stop" and self._bad is not None:
             bad = torch.maximum(bad, self._bad)
         self._bad = bad
@@ -201,28 +207,42 @@ class Stepper:
         if there is not None:
             there.record()
         self.settle(self.lag)
-        return numbers[:-1].sum(), norm
+        return numbers[-2], norm
+
+    def _numbers(self, losses: list[torch.Tensor], norm: torch.Tensor) -> torch.Tensor:
+        """[losses + 2] this process's losses, the sum of all processes', the norm."""
+        import torch
+
+        total = self.world.sum(torch.stack([norm.new_zeros(()), *losses]).sum())
+        return torch.stack([*losses, total, norm])
 
     def _gradient(self, update: Update, rows: Rows) -> tuple[list[Rows], list[torch.Tensor]]:
-        """The window's gradient, from micro-batches small enough for the memory; they and their losses."""
+        """The window's gradient, from micro-batches small enough for the memory.
+
+        Returns:
+            This process's micro-batches, and their parts of the loss; zeros follow where it had to keep
+            others company.
+        """
         weight = float(self.criterion.weights(self.collator.labels[rows]).sum()) or 1.0  # no row has a label
+        own = self._own(update)
         while True:
             self._clear()
-            cut = [
-                part
-                for piece in update.micro_batches
-                for part in np.array_split(piece, self.pieces)
-                if len(part)
-            ]
+            cut = [part for piece in own for part in np.array_split(piece, self.pieces) if len(part)]
             made = self._made.pop(update.step, []) if self.pieces == 1 else []
+            passes = [(part, weight) for part in cut]
+            passes += [(rows[:1], math.inf)] * self.world.idle(len(cut))
+            losses: list[torch.Tensor] = []
+            ready = True
             try:
-                return cut, [
-                    self._backward(made.pop(0) if made else self.collator(part, self.amp.device), weight)
-                    for part in cut
-                ]
+                for part, divisor in passes:
+                    batch = made.pop(0) if made else self.collator(part, self.amp.device)
+                    losses.append(self._backward(batch, divisor))
             except RuntimeError as error:
-                if not is_out_of_memory(error) or max(len(part) for part in cut) == 1:
+                if not is_out_of_memory(error) or max(map(len, cut), default=1) == 1:
                     raise
+                ready = False
+            if self.world.reduce(self._parameters(), ready):
+                return cut, losses
             self._halve(update)
 
     def _halve(self, update: Update) -> None:
@@ -264,17 +284,20 @@ class Stepper:
         from whet.model.kernels import clip_gradients
 
         self.scaler.unscale_(self.optimizer)
-        return clip_gradients(self._parameters(), math.inf if self.clip is None else self.clip)
+        return full(clip_gradients(self._parameters(), math.inf if self.clip is None else self.clip))
 
-    def _checked(self, cut: list[Rows], numbers: torch.Tensor) -> tuple[float, float, Rows | None]:
+    def _checked(
+        self, update: Update, cut: list[Rows], numbers: torch.Tensor
+    ) -> tuple[float, float, Rows | None]:
         """Loss and norm as numbers, read from the device once, and the rows at fault if one isn't finite."""
-        *parts, size = numbers.tolist()
-        bad = [rows for rows, part in zip(cut, parts, strict=True) if not math.isfinite(part)]
-        guilty = bad[0] if bad else None
+        *parts, loss, size = numbers.tolist()
+        if not math.isfinite(loss):
+            bad = [rows for rows, part in zip(cut, parts, strict=False) if not math.isfinite(part)]
+            found = [rows for some in self.world.gather(bad) for rows in some]
+            return loss, size, found[0] if found else np.concatenate(update.micro_batches)
         # with fp16's scaling the step is skipped and the scale halved, until there's nothing left to halve
-        if guilty is None and not math.isfinite(size) and self.scaler.get_scale() <= 1:
-            guilty = np.concatenate(cut)
-        return sum(parts), size, guilty
+        hopeless = not math.isfinite(size) and self.scaler.get_scale() <= 1
+        return loss, size, np.concatenate(update.micro_batches) if hopeless else None
 
     def _judge(self, update: Update, guilty: Rows | None, loss: float, norm: float) -> None:
         """Say that an update was left out, or end training (always after ten in a row)."""
@@ -291,23 +314,26 @@ class Stepper:
     def _tell(self, update: Update, rows: Rows, what: str, value: float) -> str:
         """Name the step, the value and the texts, and leave the facts in the run folder."""
         ids = [str(self.examples.ids[row]) for row in rows]
-        where = ""
-        if self.folder is not None:
-            facts = {
-                "step": update.step + 1,
-                "what": what,
-                "value": str(value),
-                "ids": ids,
-                "texts": [list(self.examples.texts[row]) for row in rows],
-                "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
-            }
-            path = self.folder / (
-                "nonfinite.json" if self.on_nan == "stop" else f"nonfinite-{update.step + 1}.json"
-            )
-            path.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
-            where = f"; texts and rates in {path}"
+        path = self.world.told(lambda: self._write_facts(update, rows, what, value))
+        where = "" if path is None else f"; texts and rates in {path}"
         shown = ", ".join(ids[:8]) + (", …" if len(ids) > 8 else "")
         return f"{what} is {value} at step {update.step + 1}, rows {shown}{where}"
+
+    def _write_facts(self, update: Update, rows: Rows, what: str, value: float) -> Path | None:
+        if self.folder is None:
+            return None
+        facts = {
+            "step": update.step + 1,
+            "what": what,
+            "value": str(value),
+            "ids": [str(self.examples.ids[row]) for row in rows],
+            "texts": [list(self.examples.texts[row]) for row in rows],
+            "lr": [float(group["lr"]) for group in self.optimizer.param_groups],
+        }
+        name = "nonfinite.json" if self.on_nan == "stop" else f"nonfinite-{update.step + 1}.json"
+        path = self.folder / name
+        path.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+        return path
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -25,14 +25,14 @@ from whet.engine.assemble import (
 )
 from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Report, Save, State
 from whet.engine.checkpoint import Checkpoints, damage
+from whet.engine.distributed import ALONE, World, current
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
 from whet.engine.frozen import use_frozen
 from whet.engine.loop import fit
 from whet.engine.plan import Plan
-from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, write
+from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, take
 from whet.engine.run import Run
-from whet.engine.signals import StopRequest
 from whet.engine.step import Stepper
 from whet.errors import Interrupted, RunError
 from whet.model.encoder import Encoder, Loaded
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from whet.engine.precision import Amp
+    from whet.engine.signals import StopRequest
     from whet.evaluation.predictions import Predictions
     from whet.evaluation.report import Report as SplitReport
 
@@ -101,11 +102,19 @@ class Ready:
     loaded: Loaded
     model: nn.Module
     amp: Amp
+    world: World = ALONE
+    """The processes that train it."""
 
 
 def get_ready(parts: Parts) -> Ready:
     """Load and check data and model. Raises before any run folder exists."""
-    amp = parts.engine.amp()
+    world = current()
+    with world.preparing():
+        return _get_ready(parts, world)
+
+
+def _get_ready(parts: Parts, world: World) -> Ready:
+    amp = parts.engine.amp(world.ranks)
     seed_everything(parts.seed)
     corpus = parts.debug.cut(parts.task.load(parts.paths), parts.seed)
     for line in corpus.findings.lines():
@@ -113,26 +122,32 @@ def get_ready(parts: Parts) -> Ready:
             log.info("audit: %s", line)
     loaded = parts.model.load(parts.task.head(corpus.label_names), parts.paths)
     data = prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed)
-    return Ready(data, loaded, parts.model.tuned(apply(parts.peft, loaded)), amp)
+    return Ready(data, loaded, parts.model.tuned(apply(parts.peft, loaded)), amp, world)
 
 
 def train(
     parts: Parts, ready: Ready, run: Run, config: Node, group: str | None, resume: bool = False
-) -> Outcome:
+) -> Outcome | None:
     """Train, keep the best, test it, report; with `resume` from the run's newest good checkpoint on.
+
+    Of several processes the first one tests and reports; the others return None.
 
     Raises:
         Interrupted: a signal asked for the end; the state is saved.
         RunError: the data isn't what the run was trained on.
     """
+    world = ready.world
     plan = make_plan(ready.data, parts.engine, parts.debug, parts.seed)
+    world.spread(ready.model.to(ready.amp.device), ready.amp.device, parts.engine.parallel)
     stepper = make_stepper(
         ready.model, ready.data, ready.loaded, parts.engine, plan, ready.amp,
-        parts.objective, parts.optimizer, parts.scheduler, run.folder,
+        parts.objective, parts.optimizer, parts.scheduler, run.folder, world,
     )  # fmt: skip
+    world.check(stepper.optimizer)
     table, sizes = describe_trained(ready.model, ready.loaded.new)
     padding, hashes = plan.padding(), ready.data.hashes()
     log.info("%s\n%s", describe_data(ready.data, plan, padding), table)
+    _same_everywhere(world, hashes)
     if resume:
         _same_data(run, hashes)
     run.update(
@@ -146,24 +161,28 @@ def train(
         s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
         for s in ("validation", "test")
     }
-    with untouched():
-        frozen = use_frozen(parts.engine, stepper, judges["validation"], parts.paths.cached("trunk"))
-    stepper.collator, watching = frozen.train, replace(judges["validation"], collator=frozen.validation)
+    with world.preparing(), untouched():
+        blocked = "engine.parallel=fsdp" if world.sharded else None
+        frozen = use_frozen(parts.engine, stepper, judges["validation"], parts.paths.cached("trunk"), blocked)
+    stepper.collator = frozen.train
+    watching = replace(judges["validation"], collator=frozen.validation, world=world)
     run.update(frozen=frozen.facts)
-    checkpoints, request = Checkpoints(run.folder / "checkpoints"), StopRequest()
+    checkpoints, request = Checkpoints(run.folder / "checkpoints"), world.stop_request()
     evaluations = plan.evaluations(parts.engine.evaluate_every)
-    callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder)
-    state = restore_newest(checkpoints, stepper, callbacks) if resume else None
+    callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder, world)
+    state = restore_newest(checkpoints, stepper, callbacks, world) if resume else None
     if resume:
         log.info("resuming after step %d of %d", state.step if state else 0, plan.total)
     if state is None:
-        seed_everything(parts.seed)  # what loading drew doesn't reach the training
+        seed_everything(world.seed(parts.seed))  # what loading drew doesn't reach the training
     with untouched():
         parts.tracking.start(_info(parts, run, config, plan.total, group, state, resume))
     try:
         started = time.perf_counter()
         with request.listening():
             state = fit(plan, stepper, watching, callbacks, evaluations, state)
+        if not world.first:
+            return None
         run.update(
             timings={"train_s": round(time.perf_counter() - started, 3)},
             steps=state.step,
@@ -181,11 +200,12 @@ def train(
 
 def execute(
     parts: Parts, ready: Ready, run: Run, config: Node, group: str | None = None, resume: bool = False
-) -> Outcome:
+) -> Outcome | None:
     """`train` under watch; what only a resume needs goes once the run is on record as finished."""
-    with run.watched():
+    with run.watched(), ready.world.witnessed():
         outcome = train(parts, ready, run, config, group, resume)
-    Checkpoints(run.folder / "checkpoints").finish(run.record["best"]["step"], {TRAINING})
+    if outcome is not None:
+        Checkpoints(run.folder / "checkpoints").finish(run.record["best"]["step"], {TRAINING})
     return outcome
 
 
@@ -197,6 +217,7 @@ def _callbacks(
     checkpoints: Checkpoints,
     request: StopRequest,
     folder: Path,
+    world: World,
 ) -> list[Callback]:
     """In the order of their hooks; what is saved last has been logged."""
     metric = str(parts.task.primary)
@@ -205,16 +226,17 @@ def _callbacks(
     if parts.engine.patience is not None:
         found.append(EarlyStopping(metric, maximize, parts.engine.patience, parts.engine.min_delta))
     found.append(Report(parts.tracking))
-    if parts.debug.profile:
+    if parts.debug.profile and world.first:
         found.append(Profiler(folder))
     every = parts.engine.checkpoint_every
     further = frozenset() if every is None else plan.evaluations(every) - evaluations
 
-    def save(place: Path, state: State) -> None:
-        write(place, stepper, state, found)
-
     keep, on_error = parts.engine.keep, parts.engine.on_save_error
-    return [*found, Save(save, checkpoints, request, keep, further, on_error)]
+    save = Save(
+        lambda state: take(stepper, state, found, world).write,
+        checkpoints, request, keep, further, on_error, world=world,
+    )  # fmt: skip
+    return [*found, save]
 
 
 def _conclude(
@@ -312,6 +334,15 @@ def _info(
             f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()
         },
     )
+
+
+def _same_everywhere(world: World, hashes: dict[str, str]) -> None:
+    """Every process must have read the same rows: each knows of all of them."""
+    everywhere = world.gather(hashes)
+    for rank, others in enumerate(everywhere):
+        for split in hashes:
+            if others[split] != everywhere[0][split]:
+                raise RunError(f"the {split} rows of rank {rank} aren't those of rank 0; copy the data anew")
 
 
 def _same_data(run: Run, now: dict[str, str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from whet.storage import aside
 from whet.tracking.base import RunInfo, Sink
@@ -17,7 +19,71 @@ from whet.tracking.figures import unseen
 if TYPE_CHECKING:
     from whet.evaluation.predictions import Predictions
 
+log = logging.getLogger("whet.tracking")
 FILE = "metrics.jsonl"
+
+
+@dataclass
+class Lines:
+    """A file of one JSON object a line, flushed line by line.
+
+    A run that goes on appends to it: lines of updates after its checkpoint are cut off, since they come
+    again, and what was logged of the checkpoint's own update is not written twice. A line that the disk has
+    no room for waits in memory for the next one.
+    """
+
+    path: Path
+    _stream: FileIO | None = field(init=False, repr=False, default=None)
+    _waiting: bytes = field(init=False, repr=False, default=b"")
+    _there: list[frozenset[str]] = field(init=False, repr=False, default_factory=list)
+    """Names in the lines of `_step` that were there before."""
+    _step: int = field(init=False, repr=False, default=-1)
+    _full: bool = field(init=False, repr=False, default=False)
+
+    def open(self, resumed_after: int | None) -> list[dict[str, Any]]:
+        """Start writing; returns the lines that are kept from before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(self.path)
+        if resumed_after is not None:
+            _drop_later(self.path, resumed_after)
+            self._step = resumed_after
+        kept = read_metrics(self.path) if self.path.is_file() else []
+        self._there = [_names(line) for line in kept if line["step"] == self._step]
+        self._stream = self.path.open("ab", buffering=0)
+        return kept
+
+    def write(self, metrics: Mapping[str, float], step: int) -> bool:
+        """Append a line; whether there was any need to.
+
+        Raises:
+            RuntimeError: the file isn't open.
+        """
+        if self._stream is None:
+            raise RuntimeError("start() comes before log()")
+        if step == self._step and frozenset(metrics) in self._there:
+            return False
+        line = {"step": step, "time": time.time()} | {name: _plain(value) for name, value in metrics.items()}
+        self._waiting += json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._flush(self._stream)
+        return True
+
+    def close(self) -> None:
+        """Lines that still find no room are lost."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._flush(stream)
+            stream.close()
+
+    def _flush(self, stream: FileIO) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[stream.write(self._waiting) :]
+        except OSError as error:
+            if not self._full:
+                log.warning("%s can't be written (%s): its lines wait in memory", self.path, error)
+            self._full = True
+        else:
+            self._full = False
 
 
 @dataclass(kw_only=True)
@@ -28,18 +94,14 @@ class Jsonl(Sink):
     `"nan"`, `"inf"`, `"-inf"`.
     """
 
-    _stream: IO[str] | None = field(init=False, repr=False, default=None)
+    _lines: Lines | None = field(init=False, repr=False, default=None)
     _seen: set[str] = field(init=False, repr=False, default_factory=set)
     _step: int = field(init=False, repr=False, default=0)
 
     def start(self, run: RunInfo) -> None:
-        path = run.folder / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
-        if run.resumed_after is not None:
-            _drop_later(path, run.resumed_after)
+        self._lines = Lines(run.folder / FILE)
+        self._lines.open(run.resumed_after)
         self._seen, self._step = set(run.logged), run.resumed_after or 0
-        self._stream = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._seen.update(metrics)
@@ -53,18 +115,14 @@ class Jsonl(Sink):
             self._write(new)
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def _write(self, metrics: Mapping[str, float]) -> None:
-        if self._stream is None:
+        if self._lines is None:
             raise RuntimeError("start() comes before log()")
-        line = {"step": self._step, "time": time.time()} | {
-            name: _plain(value) for name, value in metrics.items()
-        }
-        self._stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._stream.flush()
+        self._lines.write(metrics, self._step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -78,14 +136,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _drop_later(path: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint that the run goes on from, and a final report that was cut
-    short: they will be written again."""
+    """Forget what was logged after the checkpoint that the run goes on from: it will be written again."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["step"] <= step and '"test/' not in line]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
     with aside(path) as beside:
         beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _names(line: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(line) - {"step", "time"}
 
 
 def _plain(value: float) -> int | float | str:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from whet.ranks import here
+
 if TYPE_CHECKING:
     from rich.console import Console as Terminal
     from rich.progress import Progress, TaskID
@@ -146,7 +148,9 @@ class Bar(Row):
 def open_row(
     title: str, total: int, unit: str, choice: Choice, every_seconds: float, patience: float = 0.0
 ) -> Row:
-    """The row that `choice` stands for on this process's stderr."""
+    """The row that `choice` stands for on this process's stderr; auto is off where another process tells."""
+    if choice == "auto" and not here().first:
+        choice = "off"
     if choice == "auto":
         live = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         choice = "bar" if live else "lines"

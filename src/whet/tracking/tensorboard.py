@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.config import flatten
 from whet.secrets import mask
+from whet.storage import aside
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import class_names, confusion, curves, unseen
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from whet.evaluation.predictions import Predictions
 
 FOLDER = "tensorboard"
+EVENTS = "events.out.tfevents.*"
 _READABLE = 30
 """Up to so many classes the confusion image carries names and counts."""
 
@@ -32,17 +35,24 @@ class TensorBoard(Sink):
     _writer: SummaryWriter | None = field(init=False, repr=False, default=None)
     _seen: set[str] = field(init=False, repr=False, default_factory=set)
     _step: int = field(init=False, repr=False, default=0)
+    _there: set[tuple[str, int]] = field(init=False, repr=False, default_factory=set)
+    """Scalars of the checkpoint's own update that were there before."""
 
     def start(self, run: RunInfo) -> None:
         self._run = run
         self._seen, self._step = set(run.logged), run.resumed_after or 0
+        self._there = set()
+        if run.resumed_after is not None:
+            self._there = cut_back(run.folder / FOLDER, run.resumed_after)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._step = step
         self._seen.update(metrics)
         writer = self._open()
         for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
+            if (name, step) not in self._there:
+                writer.add_scalar(name, value, step)
+        writer.flush()  # a checkpoint must not know of more than the disk does
 
     def report(
         self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
@@ -69,14 +79,15 @@ class TensorBoard(Sink):
         self._run = self._writer = None
 
     def _open(self) -> SummaryWriter:
-        """The writer, made at the first event: a resumed run makes TensorBoard forget what came after."""
+        """The writer, made at the first event; a TensorBoard that runs meanwhile forgets what is cut back."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             if self._run is None:
                 raise RuntimeError("start() comes before log()")
             folder = self._run.folder / FOLDER
-            purge = self._step if _has_events(folder) else None
+            after = self._run.resumed_after
+            purge = after + 1 if after is not None and _has_events(folder) else None
             self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
         return self._writer
 
@@ -92,6 +103,44 @@ class TensorBoard(Sink):
         _set_status(ended, status)
         for part in (experiment, started, ended):
             self._open()._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
+
+
+def cut_back(folder: Path, step: int) -> set[tuple[str, int]]:
+    """Leave in the event files only scalars of updates up to `step`; how a run ended is written again.
+
+    Returns:
+        Tag and step of the scalars of `step` itself.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+
+    there: set[tuple[str, int]] = set()
+    for path in sorted(folder.glob(EVENTS)):
+        kept = []
+        for record, content in records(path.read_bytes()):
+            event = Event.FromString(content)
+            scalars = [value.tag for value in event.summary.value if value.HasField("simple_value")]
+            if event.HasField("summary") and not (scalars and event.step <= step):
+                continue
+            kept.append(record)
+            there |= {(tag, event.step) for tag in scalars if event.step == step}
+        with aside(path) as beside:
+            beside.write_bytes(b"".join(kept))
+    return there
+
+
+def records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(whole record, what it holds) for each record of an event file; a torn last one is left out.
+
+    A record is TensorFlow's: length in 8 bytes, a checksum of it in 4, the content, its checksum in 4.
+    """
+    place = 0
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        end = place + 12 + length + 4
+        if end > len(content):
+            return
+        yield content[place:end], content[place + 12 : end - 4]
+        place = end
 
 
 def draw_confusion(counts: NDArray[Any], names: list[str]) -> NDArray[Any]:
@@ -140,4 +189,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _has_events(folder: Path) -> bool:
-    return any(folder.glob("events.out.tfevents.*"))
+    return any(folder.glob(EVENTS))

@@ -3,6 +3,11 @@
 All of it (import, init, log, finish) happens in one daemon thread fed by a bounded queue. A full queue drops
 what comes, an exception switches the sink off, and a hang at the end is waited for `patience` seconds; each
 is reported once.
+
+W&B can't take back what it was told, and `wandb sync` lets the record of a resumed offline run overwrite
+the earlier one. So the run keeps a file of its rows, cut back to the checkpoint that it goes on from, and
+tells W&B all of them again, each with the number it had: online W&B takes only those that it hasn't got, and
+offline the newest record is whole, while those before it are put away in `wandb/superseded/`.
 """
 
 from __future__ import annotations
@@ -18,8 +23,8 @@ import string
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +34,7 @@ from whet.errors import WhetError, one_line
 from whet.secrets import mask, mask_text
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import class_names, confusion, curves, unseen
+from whet.tracking.jsonl import Lines
 from whet.types import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -42,6 +48,11 @@ _CLOUD = "api.wandb.ai"
 _MAX_TAG = 64
 _MAX_CLASSES = 100
 """A confusion chart holds at most so many classes (a W&B table ends at 10,000 rows)."""
+_ROWS_A_STEP = 10
+"""More than are told of one update: training, validation, two reports."""
+ROWS = "rows.jsonl"
+_LOAD_SECONDS = 20.0
+"""The end of the program waits so long for W&B's libraries and its process to be there."""
 _FLUSH_SECONDS = 2.0
 """The offline record reaches the disk so often (W&B's own 15 s are lost when a run is killed)."""
 
@@ -60,11 +71,15 @@ class Wandb(Sink):
     queue_size: PositiveInt = 1000
     """So many log calls may wait for W&B; later ones are dropped."""
     _queue: queue.Queue[Callable[[Any], None]] = field(init=False, repr=False)
+    _loaded: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _done: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _worker: threading.Thread | None = field(init=False, repr=False, default=None)
     _told: set[str] = field(init=False, repr=False, default_factory=set)
     _seen: set[str] = field(init=False, repr=False, default_factory=set)
+    _rows: Lines | None = field(init=False, repr=False, default=None)
     _step: int = field(init=False, repr=False, default=0)
+    _told_of: int = field(init=False, repr=False, default=0)
+    """Rows of `_step` so far."""
     _place: str = field(init=False, repr=False, default="")
 
     def __post_init__(self) -> None:
@@ -74,25 +89,32 @@ class Wandb(Sink):
         if self.mode == "disabled":
             return
         self._seen, self._step = set(run.logged), run.resumed_after or 0
-        self._worker = threading.Thread(target=self._work, args=(run,), name="whet-wandb", daemon=True)
+        self._rows = Lines(run.folder / "wandb" / ROWS)
+        earlier = list(numbered(self._rows.open(run.resumed_after or 0)))
+        self._told_of = sum(row.step == self._step for row in earlier)
+        self._worker = threading.Thread(
+            target=self._work, args=(run, earlier), name="whet-wandb", daemon=True
+        )
+        atexit.register(self._at_exit)
         self._worker.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._seen.update(metrics)
-        self._step = step
-        self._offer(partial(_log, values=dict(metrics), step=step))
+        if self._rows is not None and self._rows.write(metrics, step):
+            self._offer(partial(_log, row=self._next(dict(metrics), step)))
 
     def report(
         self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
     ) -> None:
         new = unseen(metrics, predictions.split, self._seen)
-        self._offer(
-            partial(_report, predictions=predictions, names=label_names, metrics=new, step=self._step)
-        )
+        row = self._next(new, self._step)
+        self._offer(partial(_report, predictions=predictions, names=label_names, row=row))
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Wait at most `patience` seconds for what is still queued and for W&B's own end."""
         worker, self._worker = self._worker, None
+        if self._rows is not None:
+            self._rows.close()
         if worker is None or self._done.is_set():
             return
         deadline = time.monotonic() + self.patience
@@ -104,6 +126,10 @@ class Wandb(Sink):
             _detach()
             self._tell("end", f"did not finish within {self.patience:g} s: {self._advice()}")
 
+    def _next(self, values: dict[str, Any], step: int) -> Row:
+        self._step, self._told_of = step, self._told_of + 1 if step == self._step else 1
+        return Row(values, step, self._told_of - 1, time.time())
+
     def _offer(self, item: Callable[[Any], None]) -> None:
         if self._worker is None or self._done.is_set():
             return
@@ -114,10 +140,12 @@ class Wandb(Sink):
                 "slow", f"is too slow: measurements are dropped there (more than {self.queue_size} wait)"
             )
 
-    def _work(self, info: RunInfo) -> None:
+    def _work(self, info: RunInfo, earlier: list[Row]) -> None:
         """The worker thread's whole life."""
         try:
             run = self._open(info)
+            for row in earlier:
+                _log(run, row)
             while getattr(item := self._queue.get(), "func", None) is not _finish:
                 item(run)
             item(run)
@@ -126,6 +154,7 @@ class Wandb(Sink):
             reason = mask_text(one_line(error)) or type(error).__name__
             self._tell("end", f"failed ({reason}): the run goes on without it")
         finally:
+            self._loaded.set()
             self._done.set()
             atexit.unregister(self._at_exit)
 
@@ -135,9 +164,11 @@ class Wandb(Sink):
 
         _own_random()
         mode = choose_mode(self.mode, wandb.setup().settings)
-        atexit.register(self._at_exit)  # after W&B's own exit hook, so that ours runs before it
-        info.folder.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(**self._arguments(info, mode))
+        atexit.register(self._at_exit)  # again, after W&B's own exit hook, so that ours runs before it
+        arguments = self._arguments(info, mode)
+        put_away(info.folder / "wandb")
+        self._loaded.set()
+        run = wandb.init(**arguments)
         _own_random()
         self._place = str(getattr(run.settings, "sync_dir", ""))
         define_metrics(run, info.directions)
@@ -148,7 +179,7 @@ class Wandb(Sink):
             "project": self.project,
             "entity": self.entity,
             "mode": mode,
-            "dir": str(info.folder),
+            "dir": str(info.folder.absolute()),
             "id": run_id(info.folder),
             "name": info.name,
             "group": info.group,
@@ -161,7 +192,11 @@ class Wandb(Sink):
         }
 
     def _at_exit(self) -> None:
-        """The program ends without `finish()`: don't let W&B's own exit hook wait for ever."""
+        """The program ends, maybe without `finish()`: don't let W&B's own exit hook wait for ever.
+
+        A thread that is cut off while it loads a library can crash the interpreter: that is waited for.
+        """
+        self._loaded.wait(_LOAD_SECONDS)
         self.finish("failed", {})
 
     def _advice(self) -> str:
@@ -228,6 +263,39 @@ def run_id(folder: Path) -> str:
     return chosen
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is told of an update at once."""
+
+    values: Mapping[str, Any]
+    step: int
+    place: int
+    """From 0, among the rows of this update."""
+    time: float
+    """Seconds since 1970."""
+
+    @property
+    def number(self) -> int:
+        """W&B's own step: grows from row to row, and is the same whenever the row is told."""
+        return self.step * _ROWS_A_STEP + self.place
+
+
+def numbered(lines: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    """The rows that were written down, with their places."""
+    step, place = -1, 0
+    for line in lines:
+        step, place = line["step"], place + 1 if line["step"] == step else 0
+        values = {name: value for name, value in line.items() if name not in ("step", "time")}
+        yield Row(values, step, place, line["time"])
+
+
+def put_away(folder: Path) -> None:
+    """Earlier offline records of a run that is told anew."""
+    for path in folder.glob("offline-run-*"):
+        (folder / "superseded").mkdir(exist_ok=True)
+        path.rename(folder / "superseded" / path.name)
+
+
 def define_metrics(run: Any, directions: Mapping[str, str]) -> None:
     """Every chart is drawn over `step`; a declared metric's summary is its best value."""
     run.define_metric("step", hidden=True)
@@ -259,19 +327,19 @@ def _settings() -> Any:
     )
 
 
-def _log(run: Any, values: dict[str, Any], step: int) -> None:
-    if values:
-        run.log(values | {"step": step})
+def _log(run: Any, row: Row) -> None:
+    if row.values:
+        values = {**row.values, "step": row.step, "_timestamp": row.time}
+        run.log(values, step=row.number, commit=True)
 
 
-def _report(
-    run: Any, predictions: Predictions, names: list[str] | None, metrics: dict[str, float], step: int
-) -> None:
+def _report(run: Any, predictions: Predictions, names: list[str] | None, row: Row) -> None:
     charts = {
         f"{predictions.split}/confusion": _confusion_chart(predictions, names),
         f"{predictions.split}/precision_recall": _curve_chart(predictions, names),
     }
-    _log(run, metrics | {name: chart for name, chart in charts.items() if chart is not None}, step)
+    drawn = {name: chart for name, chart in charts.items() if chart is not None}
+    _log(run, replace(row, values={**row.values, **drawn}))
 
 
 def _confusion_chart(predictions: Predictions, label_names: list[str] | None) -> Any:
