@@ -6,30 +6,29 @@ counters, SHA-256 of every file, synced to disk, the last two kept. The timed st
 the time that training stood still in the callback, and `mib` the size of one checkpoint.
 
     make bench ARGS="checkpoint_cost"
-    python benchmarks/checkpoint_cost.py --every 25 --folder /mnt/slow
+    TMPDIR=/mnt/slow python benchmarks/checkpoint_cost.py --every 25      # run folders go to TMPDIR
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import common
 import training
 
 from whet.engine.callbacks import Callback, Save, State
-from whet.engine.checkpoint import Checkpoints
 from whet.engine.plan import Plan
-from whet.engine.resume import write
-from whet.engine.signals import StopRequest
 from whet.engine.step import Stepper, StepResult
 
 WARM = 3
 
 
 def races(given: argparse.Namespace) -> list[common.Race]:
-    every = 3 if given.quick else given.every
+    every = WARM + 1 if given.quick else given.every
+    if every <= WARM:
+        raise SystemExit(f"--every {every}: more than the {WARM} steps before the clock starts")
     steps = WARM + every * (1 if given.quick else 2)
     keys, _ = training.data(given, rows={"sentences": steps * 32, "imdb": steps * 32})
     shared = [*keys, f"engine.duration={steps}st", *given.overrides]
@@ -38,14 +37,15 @@ def races(given: argparse.Namespace) -> list[common.Race]:
         common.Race(
             title=f"checkpoints of {given.model} on {given.data}, {steps - WARM} steps",
             contestants={
-                "never": {"keys": shared, "every": None},
-                name: {"keys": shared, "every": every, "folder": str(given.folder) if given.folder else None},
+                "never": {"keys": shared},
+                name: {"keys": [*shared, f"engine.checkpoint_every={every}st"]},
             },
             figure="seconds_per_step",
             unit="s",
             reference="never",
             targets={name: ("<=", 1.02)},
             columns={
+                "saves": ".0f",
                 "saving": ".2%",
                 "seconds_a_save": ".3f",
                 "mib": ".0f",
@@ -58,59 +58,47 @@ def races(given: argparse.Namespace) -> list[common.Race]:
 
 def child(settings: common.Figures) -> common.Figures:
     setup = training.set_up(settings["keys"], settings["threads"])
-    if settings["every"] is None:
-        return training.fit(setup, WARM).figures()
-    watches: list[Watched] = []
+    watches: list[Watch] = []
 
-    def saving(plan: Plan, stepper: Stepper, folder: Path) -> list[Callback]:
-        place = Path(settings["folder"] or folder) / "checkpoints"
-        marks = frozenset(range(WARM + settings["every"], plan.total + 1, settings["every"]))
-        watches.append(Watched(saver(stepper, place, marks)))
-        return [watches[0]]
+    def watching(plan: Plan, stepper: Stepper, own: Sequence[Callback]) -> list[Callback]:
+        save = next(callback for callback in own if isinstance(callback, Save))
+        watches.append(Watch(save))
+        return []
 
-    trained = training.fit(setup, WARM, more=saving)
+    trained = training.fit(setup, WARM, more=watching)
     return trained.figures() | watches[0].figures(trained.clock)
 
 
-def saver(stepper: Stepper, place: Path, marks: frozenset[int]) -> Save:
-    """Whet's own callback, saving after the updates numbered in `marks`."""
-    return Save(
-        lambda folder, state: write(folder, stepper, state, []),
-        Checkpoints(place),
-        StopRequest(),
-        further=marks,
-    )
-
-
-class Watched(Callback):
-    """A Save whose time is taken."""
+class Watch:
+    """Takes the time of a Save's checkpoints between evaluations."""
 
     def __init__(self, save: Save) -> None:
-        self.save, self.seconds, self.bytes = save, [], 0
-
-    def on_start(self, state: State) -> None:
-        self.save.on_start(state)
+        self.save, self.update = save, save.on_update
+        self.seconds: list[float] = []
+        self.bytes: list[int] = []
+        save.on_update = self.on_update  # type: ignore[method-assign]
 
     def on_update(self, state: State, result: StepResult) -> None:
         started = time.perf_counter()
-        self.save.on_update(state, result)
+        self.update(state, result)
         if state.step in self.save.further:
             self.seconds.append(time.perf_counter() - started)
-            self.bytes = size(self.save.checkpoints.at(state.step))
+            self.bytes.append(
+                sum(path.stat().st_size for path in self.save.checkpoints.at(state.step).iterdir())
+            )
 
     def figures(self, clock: training.Clock) -> common.Figures:
-        whole = clock.ended[0] - clock.started[0]
-        each = sum(self.seconds) / len(self.seconds)
-        return {"saving": sum(self.seconds) / whole, "seconds_a_save": each, "mib": self.bytes / 2**20}
-
-
-def size(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+        if not self.seconds:
+            return {"saves": 0}
+        return {
+            "saves": len(self.seconds),
+            "saving": sum(self.seconds) / (clock.ended[0] - clock.started[0]),
+            "seconds_a_save": sum(self.seconds) / len(self.seconds),
+            "mib": max(self.bytes) / 2**20,
+        }
 
 
 if __name__ == "__main__":
     made = training.parser("checkpoint_cost", __doc__ or "")
     made.add_argument("--every", type=int, default=50, help="steps between checkpoints (default %(default)s)")
-    made.add_argument("--folder", type=Path, help="where to save (default: a temporary folder)")
     raise SystemExit(common.main(made, races, child))

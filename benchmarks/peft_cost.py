@@ -2,11 +2,11 @@
 
 Every choice of conf/peft trains on the same rows in whet's own loop. Compared are seconds a step and the
 peak of memory from the first step on (what is resident on a CPU, weights and libraries included; allocated
-on a GPU).
+on a GPU). The frozen-trunk cache is off; what it saves is measured by frozen_cache.
 
     make bench ARGS="peft_cost"
     python benchmarks/peft_cost.py --only lora,bitfit --pairs 7
-    python benchmarks/peft_cost.py --data imdb peft.rank=4 --only lora      # overrides go to every method
+    python benchmarks/peft_cost.py --data imdb engine.batching.size=16      # overrides go to every method
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def races(given: argparse.Namespace) -> list[common.Race]:
     keys, rows = training.data(given, rows={"sentences": 1024, "imdb": 256})
     methods = sorted(path.stem for path in (conf_dir() / "peft").glob("*.yaml"))
     contestants = {
-        name: {"keys": [f"peft={name}", *keys, *given.overrides]}
+        name: {"keys": [f"peft={name}", "engine.trunk_cache=off", *keys, *given.overrides]}
         for name in [FULL, *sorted({*methods} - {FULL})]
     }
     return [

@@ -1,6 +1,6 @@
 """Whether a resume late in an epoch costs more than one early in it: it must not replay the epoch.
 
-A tiny model goes through an epoch of all IMDB reviews and leaves a checkpoint at 5 % and at 95 % of it. A
+A tiny model goes through an epoch of all IMDB reviews and leaves checkpoints at 5 % and at 95 % of it. A
 fresh process loads the data, then the clock runs from the look for a checkpoint to the end of the first
 update. Every text is padded to the same length, so that both first updates are the same work; a replay of
 90 % of the epoch would show, as its steps cost next to nothing.
@@ -11,25 +11,28 @@ update. Every text is padded to the same length, so that both first updates are 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
+import shutil
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
 import training
 
-from whet.engine import loop
-from whet.engine.assemble import evaluator
-from whet.engine.callbacks import Callback, Save, State
+import whet.engine.train as story
+from whet.engine.callbacks import Callback, State
 from whet.engine.checkpoint import Checkpoints
 from whet.engine.plan import Plan
-from whet.engine.resume import restore_newest, write
-from whet.engine.signals import StopRequest
+from whet.engine.run import Run
 from whet.engine.step import Stepper, StepResult
+from whet.types import Duration
 
-EARLY, LATE = 0.05, 0.95
+EARLY, LATE = 1, 19
+"""Twentieths of the epoch."""
 
 
 def races(given: argparse.Namespace) -> list[common.Race]:
@@ -40,7 +43,7 @@ def races(given: argparse.Namespace) -> list[common.Race]:
         "engine.batching.size=16", "engine.duration=1ep", *rows,
     ]  # fmt: skip
     ready = common.prepared(given.threads, keys=keys)
-    names = {share: f"at {share:.0%}" for share in (EARLY, LATE)}
+    names = {place: f"at {place / 20:.0%}" for place in (EARLY, LATE)}
     return [
         common.Race(
             title=f"first step after a resume, epoch of {ready['steps']} steps",
@@ -48,10 +51,11 @@ def races(given: argparse.Namespace) -> list[common.Race]:
                 name: {
                     "keys": keys,
                     "contestant": "resume",
-                    "checkpoints": ready[str(share)],
+                    "run": ready["run"],
+                    "step": ready["step"] * place,
                     "replay": ready["replay"],
                 }
-                for share, name in names.items()
+                for place, name in names.items()
             },
             figure="seconds",
             unit="s",
@@ -67,12 +71,8 @@ def child(settings: common.Figures) -> common.Figures:
     return prepare(settings) if settings["contestant"] == "prepare" else resume(settings)
 
 
-class Done(Exception):
-    """Ends the loop."""
-
-
 class End(Callback):
-    """Notes the time of the first update from `step` on, and ends the loop."""
+    """Notes the time of the first update from `step` on, and ends the training."""
 
     def __init__(self, step: int) -> None:
         self.step, self.at = step, 0.0
@@ -80,69 +80,69 @@ class End(Callback):
     def on_update(self, state: State, result: StepResult) -> None:
         if state.step >= self.step:
             self.at = training.now()
-            raise Done
+            raise training.Done
 
 
 def prepare(settings: common.Figures) -> common.Figures:
-    """Train to 95 % of the epoch; where the checkpoints are, and how long collating takes."""
+    """A run that died at 95 % of the epoch, with a checkpoint at every twentieth of it."""
     setup = training.set_up(settings["keys"], settings["threads"])
-    folder = Path(settings["folder"])
-    plan, stepper = training.assemble(setup, folder)
-    marks = {share: max(1, round(share * plan.total)) for share in (EARLY, LATE)}
-    savers = [saver(stepper, folder / str(share), step) for share, step in marks.items()]
-    go(setup, plan, stepper, None, [*savers, End(marks[LATE])])
+    step = training.updates(setup) // 20
+    setup.parts.engine = replace(setup.parts.engine, checkpoint_every=Duration(step, "st"), keep=20)
+    folder = Path(settings["folder"]) / "run"
+    folder.mkdir()
+    kept: list[tuple[Plan, Stepper]] = []
+
+    def ending(plan: Plan, stepper: Stepper, own: Sequence[Callback]) -> list[Callback]:
+        kept.append((plan, stepper))
+        return [End(step * LATE)]
+
+    training.through(setup, Run.create(folder, setup.config, []), ending)
+    plan, stepper = kept[0]
+    return {"run": str(folder), "step": step, "steps": plan.total, "replay": replay(plan, stepper, step)}
+
+
+def replay(plan: Plan, stepper: Stepper, step: int) -> float:
+    """Seconds of collating again what lies between the two checkpoints."""
     started = time.perf_counter()
-    for update in itertools.islice(plan.after(0), marks[EARLY], marks[LATE]):
+    for update in itertools.islice(plan.after(0), step * EARLY, step * LATE):
         stepper.collator(np.concatenate(update.micro_batches), stepper.amp.device)
-    replay = time.perf_counter() - started
-    return {
-        "steps": plan.total,
-        "replay": replay,
-        **{str(share): str(folder / str(share)) for share in marks},
-    }
-
-
-def saver(stepper: Stepper, folder: Path, step: int) -> Save:
-    """Saves after one update."""
-    return Save(
-        lambda place, state: write(place, stepper, state, []),
-        Checkpoints(folder),
-        StopRequest(),
-        further=frozenset({step}),
-    )
+    return time.perf_counter() - started
 
 
 def resume(settings: common.Figures) -> common.Figures:
     """Seconds from the look for a checkpoint to the end of the first update."""
+    source = Path(settings["run"])
+    folder = source.with_name(f"at-{settings['step']}")
+    shutil.copytree(source, folder)
+    Checkpoints(folder / "checkpoints").keep({settings["step"]})
     setup = training.set_up(settings["keys"], settings["threads"])
-    plan, stepper = training.assemble(setup, Path(settings["checkpoints"]))
-    end = End(0)
-    started = training.now()
-    state = restore_newest(Checkpoints(Path(settings["checkpoints"])), stepper, [])
-    restored = training.now()
-    if state is None:
-        raise SystemExit("there is no checkpoint")
-    go(setup, plan, stepper, state, [end])
+    end, restoring = End(0), Timed(story.restore_newest)
+    story.restore_newest = restoring
+    training.through(setup, Run.reopen(folder), lambda *_: [end], resume=True)
+    shutil.rmtree(folder)
     return {
-        "seconds": end.at - started,
-        "restore_seconds": restored - started,
-        "resumed_after": state.step - 1,
+        "seconds": end.at - restoring.started,
+        "restore_seconds": restoring.ended - restoring.started,
+        "resumed_after": restoring.result.step - 1,
     }
 
 
-def go(
-    setup: training.Setup, plan: Plan, stepper: Stepper, state: State | None, callbacks: list[Callback]
-) -> None:
-    """The loop, until a callback ends it."""
-    parts, ready = setup.parts, setup.ready
-    judge = evaluator("validation", parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
-    with contextlib.suppress(Done):
-        loop.fit(plan, stepper, judge, callbacks, frozenset(), state)
+class Timed:
+    """A function whose only call is timed."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.started, self.ended, self.result = function, 0.0, 0.0, None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.started = training.now()
+        self.result = self.function(*arguments, **named)
+        self.ended = training.now()
+        return self.result
 
 
 def told(summaries: list[common.Figures]) -> common.Figures:
     """How much a replay of the epoch's data would have added."""
-    late = summaries[0]["contestants"][f"at {LATE:.0%}"]
+    late = summaries[0]["contestants"][f"at {LATE / 20:.0%}"]
     return {"seconds that collating the steps between again would add": round(late["settings"]["replay"], 2)}
 
 

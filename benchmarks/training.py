@@ -1,8 +1,9 @@
-"""Whet's own training, made of the same parts as `whet train`, with a clock at its updates."""
+"""Whet's own training, `whet train` without its command line and its report, with a clock at its updates."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +14,23 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 
+import whet.engine.train as story
 from whet.config import Node, build, compose
 from whet.engine import loop
-from whet.engine.assemble import evaluator, make_plan, make_stepper, seed_everything
-from whet.engine.callbacks import Callback, Report, State
-from whet.engine.run import peak_memory
+from whet.engine.assemble import make_plan, make_stepper
+from whet.engine.callbacks import Callback, State
+from whet.engine.run import Run, peak_memory
 from whet.engine.train import Parts, Ready, get_ready
 
 if TYPE_CHECKING:
     from whet.data.tokens import Tokens
+    from whet.engine.evaluate import Evaluator
     from whet.engine.plan import Plan
     from whet.engine.step import Stepper, StepResult
     from whet.evaluation.predictions import Predictions
 
-More = Callable[["Plan", "Stepper", Path], list[Callback]]
-"""Callbacks of a training, given its plan, its stepper and a folder that lives as long as it."""
+More = Callable[["Plan", "Stepper", "Sequence[Callback]"], list[Callback]]
+"""Makes further callbacks of a training, given its plan, its stepper and whet's own callbacks."""
 QUIET = ("tracking=none", "tracking.log_every=50", "engine.patience=null")
 
 
@@ -142,31 +145,54 @@ class Trained:
 
 
 def fit(setup: Setup, warm: int, judged: int | None = 32, more: More | None = None) -> Trained:
-    """Train through the whole plan in whet's loop, and evaluate at its end.
+    """Train through the whole plan, evaluate at its end, and take the time.
 
     Args:
         setup: from `set_up`.
         warm: updates at the start that aren't timed.
         judged: validation rows evaluated after the last update; None takes all.
-        more: makes further callbacks, called before the clock.
+        more: makes further callbacks, called after whet's own and before the clock.
     """
-    parts, ready = setup.parts, setup.ready
-    if judged is not None:
-        cut(ready, "validation", judged)
-    with tempfile.TemporaryDirectory() as folder:
-        plan, stepper = assemble(setup, Path(folder))
+    found: list[tuple[Plan, Stepper, Clock]] = []
+    memory = Memory()
+
+    def timed(plan: Plan, stepper: Stepper, own: Sequence[Callback]) -> list[Callback]:
         clock = Clock(warm, plan.total)
-        found: list[Callback] = [Report(parts.tracking)]
-        found += more(plan, stepper, Path(folder)) if more is not None else []
-        judge = evaluator("validation", parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
-        memory = Memory()
-        seed_everything(parts.seed)
-        loop.fit(plan, stepper, judge, [*found, clock], frozenset())
-        return Trained(plan, stepper, clock, memory.peak())
+        found.append((plan, stepper, clock))
+        return [*(more(plan, stepper, own) if more is not None else []), clock]
+
+    if judged is not None:
+        cut(setup.ready, "validation", judged)
+    with tempfile.TemporaryDirectory() as folder:
+        through(setup, Run.create(Path(folder), setup.config, []), timed)
+    return Trained(*found[0], memory.peak())
+
+
+class Done(Exception):
+    """Ends a training where nothing of it is wanted any more."""
+
+
+def through(setup: Setup, run: Run, more: More, resume: bool = False) -> None:
+    """`whet.engine.train.train` itself, its loop called with further callbacks, up to the loop's end."""
+
+    def fit(
+        plan: Plan,
+        stepper: Stepper,
+        judge: Evaluator,
+        callbacks: Sequence[Callback],
+        evaluations: frozenset[int],
+        state: State | None = None,
+    ) -> State:
+        loop.fit(plan, stepper, judge, [*callbacks, *more(plan, stepper, callbacks)], frozenset(), state)
+        raise Done
+
+    story.fit = fit  # the one name by which `train` calls the loop
+    with contextlib.suppress(Done):
+        story.train(setup.parts, setup.ready, run, setup.config, None, resume)
 
 
 def assemble(setup: Setup, folder: Path) -> tuple[Plan, Stepper]:
-    """Plan and stepper, as `whet.engine.train.train` makes them."""
+    """Plan and stepper, for a benchmark that looks at a part of `whet.engine.train.train`."""
     parts, ready = setup.parts, setup.ready
     plan = make_plan(ready.data, parts.engine, parts.debug, parts.seed)
     stepper = make_stepper(

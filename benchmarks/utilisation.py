@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import common
@@ -69,7 +69,7 @@ def child(settings: common.Figures) -> common.Figures:
     setup = training.set_up(settings["keys"], settings["threads"])
     made: list[Bursts] = []
 
-    def beside(plan: Plan, stepper: Stepper, folder: Path) -> list[Callback]:
+    def beside(plan: Plan, stepper: Stepper, own: Sequence[Callback]) -> list[Callback]:
         made.append(Bursts(Gemm(stepper.amp), plan.total))
         return made.copy()
 

@@ -50,8 +50,8 @@ def fit(
         # one training step
         result = stepper.update(update)
         state.step, state.epoch = update.step + 1, update.epoch
-        with untouched():
-            for callback in callbacks:
+        for callback in callbacks:
+            with untouched():  # each: the last one saves the generators' states
                 callback.on_update(state, result)
     stepper.settle()
     if state.evaluated != state.step:
@@ -65,6 +65,7 @@ def _evaluate(state: State, stepper: Stepper, evaluator: Evaluator, callbacks: S
     with untouched():
         predictions = evaluator.predict(stepper.model)
         metrics = evaluator.metrics(predictions)
-        state.evaluated = state.step
-        for callback in callbacks:
+    state.evaluated = state.step
+    for callback in callbacks:
+        with untouched():
             callback.on_evaluation(state, metrics, predictions)
