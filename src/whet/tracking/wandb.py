@@ -89,6 +89,7 @@ class Wandb(Sink):
         if self.mode == "disabled":
             return
         self._seen, self._step = set(run.logged), run.resumed_after or 0
+        run_id(run.folder)  # chosen at once: whenever the run is killed, it goes on under this id
         self._rows = Lines(run.folder / "wandb" / ROWS)
         earlier = list(numbered(self._rows.open(run.resumed_after or 0)))
         self._told_of = sum(row.step == self._step for row in earlier)
