@@ -84,7 +84,7 @@ def child(settings: common.Figures) -> common.Figures:
             plan.evaluations(parts.engine.evaluate_every),
         )
     expected = "off" if "engine.trunk_cache=off" in settings["keys"] else "on"
-    if frozen.facts["cache"] != expected:
+    if frozen.facts.get("cache", "off") != expected:
         raise SystemExit(f"the cache is {frozen.facts}")
     return {
         "epoch_seconds": statistics.median(watch.seconds[1:]),
