@@ -53,7 +53,7 @@ KEYS = [
     "tracking.sinks.console.progress=off", "tracking.log_every=1", "name=run",
     "engine.duration=6ep", "engine.batching.size=4", "engine.accumulate=2", "engine.evaluate_every=5st",
     "engine.patience=4", "engine.min_delta=1.0", "engine.checkpoint_every=3st", "engine.precision=fp32",
-    "engine.threads=1", "optimizer.lr=1e-3",
+    "engine.threads=1", "optimizer.lr=5e-3",
 ]  # fmt: skip
 """No accuracy gets better by more than 1, so early stopping ends the run at its fifth evaluation, step 25."""
 LAST = 25
@@ -183,25 +183,34 @@ def told(home: Path) -> str:
 
 
 def signalled(
-    home: Path, rng: random.Random, whole: dict[str, str], which: signal.Signals, length: float
+    home: Path, rng: random.Random, whole: dict[str, str], which: signal.Signals, length: float, begun: bool
 ) -> Facts:
-    """One run that gets a signal at a random time, and goes on."""
+    """One run that gets a signal at a random time, with `begun` once its folder is there, and goes on."""
     while True:
         pid, delay = start(home), rng.uniform(0, length)
-        time.sleep(delay)
-        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+        ended = begun and not await_folder(home, pid)
+        time.sleep(0 if ended else delay)
+        if not ended and os.waitpid(pid, os.WNOHANG) == (0, 0):
             break
         length = min(length, delay)  # it had ended already: that's no test
         shutil.rmtree(home)
     os.kill(pid, which)
     code = wait(pid)
-    moment = phase(home)
-    facts: Facts = {f"hit {moment}": "yes"}
+    facts: Facts = {f"hit {phase(home)}": "yes"}
     if which == signal.SIGTERM and code == 128 + which:
         record = json.loads((home / "runs/run/run.json").read_text(encoding="utf-8"))
         facts["stopped at a step boundary, its state saved"] = "yes"
         facts["status is interrupted"] = record["status"] == "interrupted"
     return facts | {"same end": same_end(home, whole)}
+
+
+def await_folder(home: Path, pid: int) -> bool:
+    """Wait until a run has its folder; whether it still runs then."""
+    while not (home / "runs/run/run.json").is_file():
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def phase(home: Path) -> str:
@@ -221,22 +230,23 @@ def at_boundaries(stop: Callable[[str], object]) -> None:
     """Call `stop` around every file operation of the save numbered `SAVE`, removal of old ones included."""
     import safetensors.torch as safetensors
 
-    from whet.engine.callbacks import Save
+    from whet.engine.saving import Save
 
-    saves, active = 0, False
-    inner, sync, write = Save._save, os.fsync, safetensors.save_file
+    saves, active = 0, 0
+    inner, sync, write = Save._written, os.fsync, safetensors.save_file
 
-    def save(self: Save, state: object) -> None:
+    def written(self: Save, *arguments: Any) -> str | None:
         nonlocal saves, active
         saves += 1
-        active = saves == SAVE
-        inner(self, state)  # type: ignore[arg-type]
+        active = threading.get_ident() if saves == SAVE else 0
+        problem = inner(self, *arguments)
         if active:
             stop("end")
-        active = False
+        active = 0
+        return problem
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if not active or threading.current_thread() is not threading.main_thread():
+        if threading.get_ident() != active:
             return
         flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
         if flags & (os.O_WRONLY | os.O_RDWR) or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
@@ -245,16 +255,17 @@ def at_boundaries(stop: Callable[[str], object]) -> None:
     def bordered(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
-            if active:
+            inside = threading.get_ident() == active
+            if inside:
                 stop(name)
             result = function(*arguments, **named)
-            if active:
+            if inside:
                 stop(f"after {name}")
             return result
 
         return call
 
-    Save._save = save  # type: ignore[method-assign,assignment]
+    Save._written = written  # type: ignore[method-assign]
     os.fsync, safetensors.save_file = bordered(sync, "fsync"), bordered(write, "save_file")
     sys.addaudithook(audit)
 
@@ -343,17 +354,17 @@ def full_disk(home: Path, rng: random.Random, whole: dict[str, str], limit: int,
     from whet.engine.checkpoint import damage
 
     def arm() -> None:
-        from whet.engine.callbacks import Save
+        from whet.engine.saving import Save
 
-        inner, saves = Save._save, iter(range(1, 1000))
+        inner, saves = Save._written, iter(range(1, 1000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-        def limited(self: Save, state: object) -> None:
+        def limited(self: Save, *arguments: Any) -> str | None:
             if next(saves) == SAVE:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            inner(self, state)  # type: ignore[arg-type]
+            return inner(self, *arguments)
 
-        Save._save = limited  # type: ignore[method-assign,assignment]
+        Save._written = limited  # type: ignore[method-assign]
 
     code, stderr = heard(home, arm, f"engine.on_save_error={then}")
     kept = sorted(home.glob("runs/run/checkpoints/step-*"))
@@ -430,11 +441,15 @@ def trials(scale: float, boundaries: int, length: float, source: Path) -> list[T
     limits = [round(sizes[-1] ** (place / 30)) - 1 for place in range(1, 31)]  # up to all but a byte
     kill = functools.partial(signalled, which=signal.SIGKILL, length=length)
     term = functools.partial(signalled, which=signal.SIGTERM, length=length)
+    at: list[dict[str, Any]] = [
+        {"begun": False},
+        {"begun": True, "length": length / 2},
+    ]  # by turns: half the time a run but loads
     plan: list[tuple[str, list[Callable[..., Facts]]]] = [
-        ("kill -9 at a random time", [kill for _ in many(50)]),
+        ("kill -9 at a random time", [functools.partial(kill, **at[n % 2]) for n in many(50)]),
         ("kill -9 at a file boundary of a save",
          [functools.partial(at_boundary, number=n) for n in thin(range(boundaries), scale)]),
-        ("SIGTERM at a random time", [term for _ in many(20)]),
+        ("SIGTERM at a random time", [functools.partial(term, **at[(n + 1) % 2]) for n in many(20)]),
         ("bit flipped", [functools.partial(flip, name=None) for _ in many(200)]),
         ("file truncated", [functools.partial(cut, name=None) for _ in many(50)]),
         ("file deleted", [functools.partial(delete, name=name) for name in thin(files, scale)]),
@@ -591,7 +606,7 @@ def show_problems(folder: Path) -> None:
         elif "false" in text:
             log = path.with_suffix(".log")
             print(f"{path.stem}: {text}", file=sys.stderr)
-            print(log.read_text(encoding="utf-8")[-1500:] if log.is_file() else "", file=sys.stderr)
+            print(log.read_text(encoding="utf-8")[-6000:] if log.is_file() else "", file=sys.stderr)
 
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
@@ -609,7 +624,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     given = options(arguments)
     output = given.output.absolute()
-    with tempfile.TemporaryDirectory() as name:
+    memory = Path("/dev/shm")  # a killed process needs no disk to lose what it hasn't written
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         folder = Path(name).resolve()
         make_workplace(folder)
         results, fine = experiment(folder, given.scale, given.seed, max(1, given.jobs))

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import common
 import training
 
-from whet.engine.callbacks import Callback, Save, State
+from whet.engine.callbacks import Callback, State
 from whet.engine.plan import Plan
+from whet.engine.saving import Save
 from whet.engine.step import Stepper, StepResult
 
 WARM = 3

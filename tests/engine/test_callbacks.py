@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from whet.engine.callbacks import Best, EarlyStopping, Profiler, Report, Save, State
-from whet.engine.checkpoint import Checkpoints, damage
-from whet.engine.signals import StopRequest
+from whet.engine.callbacks import Best, EarlyStopping, Profiler, Report, State
 from whet.engine.step import StepResult
-from whet.errors import Interrupted
 from whet.evaluation.predictions import Predictions
 from whet.tracking.base import Tracking
 
@@ -59,93 +56,6 @@ def test_the_first_among_equals_and_never_nan(maximize, values, step):
     assert state.best.logits[0, 0] == step // 10
     expected = values[step // 10 - 1]
     assert state.best_value == expected or (math.isnan(expected) and math.isnan(state.best_value))
-
-
-@pytest.mark.parametrize(
-    ("keep", "kept"),
-    [
-        (1, [[10], [20], [20, 30], [20, 40], [50], [50, 60]]),
-        (2, [[10], [10, 20], [20, 30], [20, 30, 40], [40, 50], [50, 60]]),
-    ],
-)
-def test_the_best_and_the_last_are_kept(tmp_path, keep, kept):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-
-    def take(state):
-        return lambda folder: (folder / "step").write_text(str(state.step))
-
-    callbacks = [Best("score", True), Save(take, checkpoints, StopRequest(), keep)]
-    state, found = State(), []
-    for number, value in enumerate([1, 3, 2, 0, 5, 5], 1):
-        state.step = number * 10
-        for callback in callbacks:
-            callback.on_evaluation(state, {"score": value}, predictions(number))
-        found.append(checkpoints.steps())
-    assert found == kept
-    assert (checkpoints.at(60) / "step").read_text() == "60"
-    assert all(damage(checkpoints.at(step)) is None for step in checkpoints.steps())
-
-
-def test_a_best_that_could_not_be_saved_is_not_the_best(tmp_path):
-    """Only what is in a checkpoint can be exported."""
-    full = False
-
-    def write(folder):
-        if full:
-            raise OSError(28, "No space left on device")
-
-    callbacks = [
-        Best("score", True),
-        Save(lambda state: write, Checkpoints(tmp_path / "checkpoints"), StopRequest()),
-    ]
-    state = State()
-    for step, value in ((10, 1.0), (20, 2.0), (30, 1.5)):
-        full, state.step = step == 20, step
-        for callback in callbacks:
-            callback.on_evaluation(state, {"score": value}, predictions(step))
-    assert (state.best_step, state.best_value) == (30, 1.5)
-
-
-def test_further_steps_are_saved_beside_the_evaluations(tmp_path):
-    save = Save(
-        lambda state: lambda folder: None,
-        Checkpoints(tmp_path / "checkpoints"),
-        StopRequest(),
-        keep=9,
-        further=frozenset({2, 5}),
-    )
-    for step in range(1, 7):
-        save.on_update(State(step=step), StepResult(1.0, 1.0, 1.0, 1, 1))
-    assert save.checkpoints.steps() == [2, 5]
-
-
-def test_no_step_of_a_run_is_written_twice(workplace, quick, monkeypatch):
-    """A step that is evaluated is saved then, and not before."""
-    from whet.cli.main import main
-
-    saved, save = [], Checkpoints.save
-
-    def noted(self, step, fill):
-        saved.append(step)
-        return save(self, step, fill)
-
-    monkeypatch.setattr(Checkpoints, "save", noted)
-    keys = ["engine.duration=7st", "engine.evaluate_every=4st", "engine.checkpoint_every=2st"]
-    assert main(["train", *quick, *keys, "engine.batching.size=8"]) == 0
-    assert saved == [2, 4, 6, 7]
-
-
-def test_a_request_saves_and_stops(tmp_path):
-    request = StopRequest()
-    save = Save(lambda state: lambda folder: None, Checkpoints(tmp_path / "checkpoints"), request)
-    state = State(step=5)
-    result = StepResult(1.0, 1.0, 1.0, 1, 1)
-    save.on_update(state, result)
-    assert save.checkpoints.steps() == []
-    request.number = 15
-    with pytest.raises(Interrupted, match="after step 5") as caught:
-        save.on_update(state, result)
-    assert (caught.value.exit_code, save.checkpoints.steps()) == (143, [5])
 
 
 # ---------------------------------------------------------------- early stopping

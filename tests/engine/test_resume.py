@@ -17,8 +17,8 @@ import pytest
 
 from whet.cli.main import main
 from whet.config import conf_dir
-from whet.engine.callbacks import Save
 from whet.engine.checkpoint import Checkpoints, damage
+from whet.engine.saving import Save
 from whet.evaluation.predictions import Predictions
 from whet.tracking.jsonl import read_metrics
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 
 import pytest
 import torch
@@ -109,6 +110,20 @@ def test_memory_too_small_for_one_row_is_an_error(workplace, keys, monkeypatch):
 def test_other_errors_are_not_taken_for_memory():
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
+
+
+def test_a_full_disk_is_told_in_one_line(workplace, keys, capsys):
+    """Here no file may be larger than a limit that `run.json` doesn't fit."""
+    assert main(["train", *keys, "name=warm"]) == 0
+    capsys.readouterr()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))
+    try:
+        assert main(["train", *keys, "name=full"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("whet: ")]
+    assert len(told) == 1 and "File too large" in told[0] and "resume=auto" in told[0]
 
 
 def test_deterministic_asks_torch_and_refuses_other_versions(workplace, keys, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,7 +108,25 @@ def test_what_is_logged_is_on_disk_at_once(tmp_path):
     """The kill that comes next must not lose what a checkpoint already knows of."""
     sink = killed(tmp_path, None, (1, 2), 0.0)
     assert raw(tmp_path) == [("train/loss", 1), ("train/loss", 2)]
-    sink._writer.close()
+    sink._file.close()
+
+
+def test_events_wait_while_the_disk_is_full(tmp_path):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sink = TensorBoard()
+    sink.start(RunInfo(tmp_path, "run", {}))
+    try:
+        for step in range(60):
+            if step == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (400, usual[1]))
+            if step == 55:
+                resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+            sink.log({"train/loss": step / 8}, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    shown = [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")]
+    assert shown == [(step, step / 8) for step in range(60)]
+    sink._file.close()
 
 
 def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
@@ -119,7 +139,7 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
     assert shown == [(1, 0), (2, 0), (3, 1), (5, 2), (6, 2)]
     assert [step for _, step in raw(tmp_path)] == [1, 2, 3, 5, 6]
     for sink in sinks:
-        sink._writer.close()
+        sink._file.close()
 
 
 def test_a_run_that_was_interrupted_ends_as_it_ends_at_last(tmp_path):

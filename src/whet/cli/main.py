@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -22,6 +23,9 @@ COMMANDS = {
     "doctor": "check versions, devices, hub, W&B and disk",
     "completion": "print the tab completion script of your shell",
 }
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A disk that is full, a quota or a limit that is reached, a disk that can't be written."""
 
 USAGE = """whet {version}: fine-tune language models from one composed config.
 
@@ -78,9 +82,9 @@ def _guarded(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if tracing or not is_expected(error):
+        if tracing or not (is_expected(error) or _lacks_room(error)):
             raise
-        known = explain(error, arguments[1:], arguments[0])
+        known = _full_disk(error) if _lacks_room(error) else explain(error, arguments[1:], arguments[0])
         print(f"whet: {one_line(known)}", file=sys.stderr)
         return known.exit_code
 
@@ -95,6 +99,17 @@ def _speaking(first: bool) -> Iterator[None]:
     logging.disable()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         yield
+
+
+def _lacks_room(error: Exception) -> bool:
+    """Whether a disk is full, as Python says it or a library in Rust (safetensors, tokenizers)."""
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    return str(error).endswith(tuple(f"(os error {number})" for number in NO_ROOM))
+
+
+def _full_disk(error: Exception) -> WhetError:
+    return WhetError(f"{one_line(error)}; make room, then go on with resume=auto")
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:

@@ -88,6 +88,7 @@ class Collator:
         if self.wants_types:
             arrays["token_type_ids"] = self._fill(rows, mask, self.tokens.types, self.pad_type)
         inputs = {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
+        inputs["attention_mask"].text_lengths = lengths.tolist()  # type: ignore[attr-defined]  # for packing
         labels = torch.from_numpy(np.ascontiguousarray(self.labels[rows])).to(device)
         return Batch(inputs, labels, rows, int(lengths.sum()))
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from whet.engine.checkpoint import Checkpoints
-from whet.engine.distributed import ALONE, World
-from whet.engine.signals import StopRequest
 from whet.engine.step import StepResult, figures
-from whet.errors import Interrupted, WhetError
 
 if TYPE_CHECKING:
     from whet.evaluation.predictions import Predictions
@@ -58,6 +53,13 @@ class Callback:
 
     def on_end(self, state: State) -> None:
         """After the last evaluation; not when training fails."""
+
+    def close(self, failed: BaseException | None) -> None:
+        """After all else, whatever happened.
+
+        Args:
+            failed: what ended training before its time.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON."""
@@ -161,82 +163,6 @@ class Report(Callback):
         self.tracking.log(means, state.step)
         self.pending.clear()
         self.since = time.perf_counter()
-
-
-@dataclass
-class Save(Callback):
-    """Save everything at each evaluation, at further steps, and when a signal asks for the end.
-
-    The last callback: what a checkpoint holds has been logged. The best checkpoint and the last `keep` stay.
-    """
-
-    take: Callable[[State], Callable[[Path], None]]
-    """Takes what a checkpoint holds, on every process of the job; what it returns fills the folder."""
-    checkpoints: Checkpoints
-    request: StopRequest
-    keep: int = 2
-    further: frozenset[int] = frozenset()
-    """Numbers of finished updates, none of which is evaluated."""
-    on_error: Literal["go_on", "stop"] = "go_on"
-    """When a checkpoint can't be written (disk full): keep the last good one and go on, or stop."""
-    saved: int = -1
-    """Step of the last checkpoint that was written."""
-    best: tuple[int, float, Predictions | None] = (0, math.nan, None)
-    """Best evaluation that is in a checkpoint."""
-    world: World = ALONE
-    """All processes stop together; the first one writes."""
-
-    def on_start(self, state: State) -> None:
-        self.best = (state.best_step, state.best_value, state.best)
-        self.saved = state.step if state.step else -1
-
-    def on_update(self, state: State, result: StepResult) -> None:
-        self.world.agree(self.request)
-        if self.request or self.request.take_notice() or state.step in self.further:
-            self._save(state)
-        self._stop_if_asked(state)
-
-    def on_evaluation(self, state: State, metrics: dict[str, float], predictions: Predictions) -> None:
-        self._save(state)
-        self.world.agree(self.request)
-        self._stop_if_asked(state)
-
-    def _stop_if_asked(self, state: State) -> None:
-        if self.request:
-            where = (
-                f"its state is in {self.checkpoints.at(self.saved)}"
-                if self.saved >= 0
-                else "nothing is saved"
-            )
-            raise Interrupted(self.request.number, f"interrupted after step {state.step}; {where}")
-
-    def _save(self, state: State) -> None:
-        fill = self.take(state)
-        problem = self.world.told(lambda: self._written(state, fill))
-        if problem is not None:
-            self._failed(state, problem)
-            return
-        self.saved = state.step
-        self.best = (state.best_step, state.best_value, state.best)
-
-    def _written(self, state: State, fill: Callable[[Path], None]) -> str | None:
-        """Write a checkpoint and remove those that needn't be kept; returns why it can't be written."""
-        try:
-            self.checkpoints.save(state.step, fill)
-        except OSError as error:
-            return str(error)
-        recent = self.checkpoints.steps()[-self.keep :]
-        self.checkpoints.keep({*recent, state.best_step, state.step})
-        return None
-
-    def _failed(self, state: State, error: str) -> None:
-        """The best evaluation is only one that can be exported: fall back to the best that was saved."""
-        state.best_step, state.best_value, state.best = self.best
-        last = f"step {self.saved} is kept" if self.saved >= 0 else "there is none yet"
-        problem = f"the checkpoint of step {state.step} can't be written ({error}); {last}"
-        if self.on_error == "stop":
-            raise WhetError(problem) from None
-        log.warning("%s; going on", problem)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from whet.config import Component
 from whet.data.batching import Batching
 from whet.engine.distributed import Parallel
 from whet.engine.precision import Precision
+from whet.engine.speed import Compile, Packing, need_compiler
 from whet.errors import ConfigError
 from whet.ranks import Ranks, cores
 from whet.types import Duration, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -48,6 +49,12 @@ class Engine(Component):
     """When a checkpoint can't be written (disk full): go on with the last good one kept, or stop."""
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss or gradient that isn't finite ends training, or its update is left out (ten in a row end it)."""
+    packing: Packing = "auto"
+    """Lay the texts of training batches end to end, without padding: auto where that is faster and right."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping what it computed: less memory."""
+    compile: Compile = False
+    """torch.compile the training step (true, reduce-overhead, max-autotune); seldom pays on a CPU."""
     deterministic: bool = False
     """Only deterministic kernels (slower on GPUs; the CPU's are), and no resume under other versions."""
     frozen: Literal["auto", "train", "eval"] = "auto"
@@ -70,6 +77,27 @@ class Engine(Component):
             raise ConfigError("evaluate_every", _SOME, self.evaluate_every)
         if self.checkpoint_every is not None and self.checkpoint_every.value <= 0:
             raise ConfigError("checkpoint_every", _SOME, self.checkpoint_every)
+        self._choose()
+
+    def _choose(self) -> None:
+        """Settings that were never shown to go together don't."""
+        wanted = {
+            "compile": self.compile is not False,
+            "packing": self.packing == "on",
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "parallel": self.parallel == "fsdp",
+        }
+        for one, other in (("compile", "packing"), ("compile", "gradient_checkpointing"),
+                           ("compile", "parallel"), ("packing", "parallel")):  # fmt: skip
+            if wanted[one] and wanted[other]:
+                problem = f"not together with engine.{other}={getattr(self, other)}: choose one"
+                raise ConfigError(one, problem, getattr(self, one))
+
+    def hooks_blocked(self, sharded: bool) -> str | None:
+        """Why the model's blocks can't be run in another way than the usual one."""
+        if sharded:
+            return "engine.parallel=fsdp"
+        return None if self.compile is False else f"engine.compile={self.compile}"
 
     def amp(self, ranks: Ranks | None = None) -> Amp:
         """Device and number format of this process; sets torch's threads.
@@ -93,6 +121,8 @@ class Engine(Component):
         torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = False
         amp = Amp.of(self.precision, pick_device(self._device(ranks)))
+        if self.compile is not False:
+            need_compiler(amp.device)
         if self.parallel == "fsdp":
             self._can_share(ranks, amp)
         return amp

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.engine.distributed import ALONE, World
+from whet.engine.speed import uncompiled
 from whet.evaluation.predictions import Predictions
 from whet.task.metrics import compute_metrics
 
@@ -54,7 +55,8 @@ def _forward(
 
     model.eval()
     found = []
-    with torch.inference_mode(), progress(sum(map(len, batches)), title, "texts") as advance:
+    shown = progress(sum(map(len, batches)), title, "texts")
+    with torch.inference_mode(), uncompiled(), shown as advance:
         for rows in batches:
             with amp.autocast():
                 logits = model(**collator(rows, amp.device).inputs).logits

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from whet.engine.callbacks import Callback, State
 from whet.randomness import untouched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from whet.engine.evaluate import Evaluator
     from whet.engine.plan import Plan
@@ -37,7 +38,18 @@ def fit(
         NonFiniteError: from a step.
         Interrupted: a signal asked for the end.
     """
-    state = state or State(total=plan.total)
+    with _closing(callbacks):
+        return _fit(plan, stepper, evaluator, callbacks, evaluations, state or State(total=plan.total))
+
+
+def _fit(
+    plan: Plan,
+    stepper: Stepper,
+    evaluator: Evaluator,
+    callbacks: Sequence[Callback],
+    evaluations: frozenset[int],
+    state: State,
+) -> State:
     for callback in callbacks:
         callback.on_start(state)
     for update in stepper.ahead(plan.after(state.step)):
@@ -59,6 +71,19 @@ def fit(
     for callback in callbacks:
         callback.on_end(state)
     return state
+
+
+@contextlib.contextmanager
+def _closing(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Close all callbacks in the end, and tell them why it came before its time."""
+    try:
+        yield
+    except BaseException as error:
+        for callback in callbacks:
+            callback.close(error)
+        raise
+    for callback in callbacks:
+        callback.close(None)
 
 
 def _evaluate(state: State, stepper: Stepper, evaluator: Evaluator, callbacks: Sequence[Callback]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whet.engine.callbacks import Callback, State
-from whet.engine.checkpoint import Checkpoints, damage, load_tensors, save_tensors, tensors_of
+from whet.engine.checkpoint import Buffers, Checkpoints, damage, load_tensors, save_tensors, tensors_of
 from whet.engine.distributed import ALONE, World, full, laid_out
 from whet.errors import RunError
 from whet.evaluation.predictions import Predictions
@@ -51,10 +51,25 @@ class Contents:
         (folder / STATE).write_text(json.dumps(self.facts, indent=1), encoding="utf-8")
 
 
-def take(stepper: Stepper, state: State, callbacks: Sequence[Callback], world: World = ALONE) -> Contents:
-    """Weights, optimizer, scaler, every process's random generators, counters and callbacks."""
+def take(
+    stepper: Stepper,
+    state: State,
+    callbacks: Sequence[Callback],
+    world: World = ALONE,
+    buffers: Buffers | None = None,
+) -> Contents:
+    """Copies of weights, optimizer, scaler, every process's random generators, counters and callbacks.
+
+    Args:
+        stepper: model, optimizer and scaler.
+        state: the counters.
+        callbacks: in the order of the run.
+        world: the processes.
+        buffers: where the copies lie; the next call with the same overwrites them.
+    """
     stepper.settle()
-    tensors, groups = _optimizer_state(stepper.optimizer)
+    buffers = buffers or Buffers()
+    tensors, groups = _optimizer_state(stepper.optimizer, buffers)
     generators = world.gather(_generators(stepper.amp.device))
     for rank, (states, _) in enumerate(generators):
         tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
@@ -66,7 +81,7 @@ def take(stepper: Stepper, state: State, callbacks: Sequence[Callback], world: W
         "random": [seeds for _, seeds in generators],
         "callbacks": {type(item).__name__: item.state_dict() for item in callbacks},
     }
-    return Contents(tensors_of(stepper.model), tensors, facts, state.best)
+    return Contents(tensors_of(stepper.model, buffers.copy), tensors, facts, state.best)
 
 
 def read(folder: Path, stepper: Stepper, callbacks: Sequence[Callback], world: World = ALONE) -> State:
@@ -100,7 +115,9 @@ def counters(state: State) -> dict[str, Any]:
 # ---------------------------------------------------------------- optimizer
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, buffers: Buffers
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors by `optimizer.<parameter>.<name>`, and all else as JSON."""
     import torch
 
@@ -110,7 +127,8 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.
     for number, values in whole["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{number}.{name}"] = full(value).detach().cpu().contiguous().clone()
+                key = f"optimizer.{number}.{name}"
+                tensors[key] = buffers.copy(key, full(value))
             else:
                 plain.setdefault(str(number), {})[name] = value
     return tensors, {"groups": whole["param_groups"], "plain": plain}

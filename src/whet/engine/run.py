@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.config import Node, save
+from whet.engine.memory import describe, peak_memory, reset_peak
 from whet.errors import Interrupted, RunError, WhetError, one_line
 from whet.secrets import mask, mask_text
 from whet.storage import aside
@@ -140,6 +141,7 @@ class Run:
         handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("whet").addHandler(handler)
         start = time.perf_counter()
+        reset_peak()
         status, reason = "failed", ""
         try:
             yield
@@ -161,13 +163,14 @@ class Run:
             handler.close()
 
     def _end(self, status: str, reason: str, seconds: float) -> None:
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        ended, peak = datetime.now(UTC).isoformat(timespec="seconds"), peak_memory()
+        log.info("%s", describe(peak))
         self.update(
             status=status,
             reason=reason,
             ended=ended,
             timings={"total_s": round(seconds, 3)},
-            memory=peak_memory(),
+            memory=peak,
         )
 
 
@@ -254,18 +257,6 @@ def hardware() -> dict[str, Any]:
     if torch is not None:
         found["threads"] = torch.get_num_threads()
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
-
-
-def peak_memory() -> dict[str, int]:
-    """Largest resident memory of the process, and of the GPU, in MiB."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
     return found
 
 

@@ -23,8 +23,8 @@ from whet.engine.assemble import (
     prepare,
     seed_everything,
 )
-from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Report, Save, State
-from whet.engine.checkpoint import Checkpoints, damage
+from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Report, State
+from whet.engine.checkpoint import Buffers, Checkpoints, damage
 from whet.engine.distributed import ALONE, World, current
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
@@ -33,6 +33,8 @@ from whet.engine.loop import fit
 from whet.engine.plan import Plan
 from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, take
 from whet.engine.run import Run
+from whet.engine.saving import Save, Saved
+from whet.engine.speed import checkpoint_gradients, compile_model, use_packing
 from whet.engine.step import Stepper
 from whet.errors import Interrupted, RunError
 from whet.model.encoder import Encoder, Loaded
@@ -122,7 +124,10 @@ def _get_ready(parts: Parts, world: World) -> Ready:
             log.info("audit: %s", line)
     loaded = parts.model.load(parts.task.head(corpus.label_names), parts.paths)
     data = prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed)
-    return Ready(data, loaded, parts.model.tuned(apply(parts.peft, loaded)), amp, world)
+    model = parts.model.tuned(apply(parts.peft, loaded))
+    if parts.engine.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return Ready(data, loaded, model, amp, world)
 
 
 def train(
@@ -162,11 +167,18 @@ def train(
         for s in ("validation", "test")
     }
     with world.preparing(), untouched():
-        blocked = "engine.parallel=fsdp" if world.sharded else None
-        frozen = use_frozen(parts.engine, stepper, judges["validation"], parts.paths.cached("trunk"), blocked)
+        blocked = parts.engine.hooks_blocked(world.sharded)
+        packs = "engine.packing=on" if parts.engine.packing == "on" else None
+        room = parts.paths.cached("trunk")
+        frozen = use_frozen(parts.engine, stepper, judges["validation"], room, blocked or packs)
+        if frozen.facts and not packs:
+            blocked = "layers below are frozen, and may come from the trunk cache"
+        own = stepper.collator
+        packing = use_packing(parts.engine.packing, ready.model, own, ready.amp, padding, blocked or "")
+    compile_model(ready.model, parts.engine.compile)
     stepper.collator = frozen.train
     watching = replace(judges["validation"], collator=frozen.validation, world=world)
-    run.update(frozen=frozen.facts)
+    run.update(frozen=frozen.facts, packing=packing)
     checkpoints, request = Checkpoints(run.folder / "checkpoints"), world.stop_request()
     evaluations = plan.evaluations(parts.engine.evaluate_every)
     callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder, world)
@@ -231,12 +243,12 @@ def _callbacks(
     every = parts.engine.checkpoint_every
     further = frozenset() if every is None else plan.evaluations(every) - evaluations
 
-    keep, on_error = parts.engine.keep, parts.engine.on_save_error
+    keep, on_error, buffers = parts.engine.keep, parts.engine.on_save_error, Buffers()
     save = Save(
-        lambda state: take(stepper, state, found, world).write,
+        lambda state: take(stepper, state, found, world, buffers).write,
         checkpoints, request, keep, further, on_error, world=world,
     )  # fmt: skip
-    return [*found, save]
+    return [Saved(save), *found, save]
 
 
 def _conclude(

@@ -73,13 +73,15 @@ _INTEGER = {2: torch.int16, 4: torch.int32}
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, rate: float) -> torch.Tensor:
-        ctx.kept = keep_mask(values.shape, rate, values.element_size())
+        kept = keep_mask(values.shape, rate, values.element_size())
+        ctx.save_for_backward(kept)  # so that gradient checkpointing needn't keep it
         ctx.scale = 1 / (1 - rate) if rate < 1 else 0.0
-        return _masked(values, ctx.kept, ctx.scale)
+        return _masked(values, kept, ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _masked(gradients[0], ctx.kept, ctx.scale), None
+        (kept,) = ctx.saved_tensors
+        return _masked(gradients[0], kept, ctx.scale), None
 
 
 def _masked(values: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:

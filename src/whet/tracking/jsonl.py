@@ -24,21 +24,57 @@ FILE = "metrics.jsonl"
 
 
 @dataclass
-class Lines:
-    """A file of one JSON object a line, flushed line by line.
+class Appended:
+    """A file that grows; what is written to it is with the system at once, so that a kill loses nothing.
 
-    A run that goes on appends to it: lines of updates after its checkpoint are cut off, since they come
-    again, and what was logged of the checkpoint's own update is not written twice. A line that the disk has
-    no room for waits in memory for the next one.
+    What a full disk has no room for waits in memory for the next write; training goes on.
     """
 
     path: Path
     _stream: FileIO | None = field(init=False, repr=False, default=None)
     _waiting: bytes = field(init=False, repr=False, default=b"")
+    _full: bool = field(init=False, repr=False, default=False)
+
+    def write(self, content: bytes) -> None:
+        """Append `content`, after what still waits."""
+        self._waiting += content
+        try:
+            self._attempt()
+        except OSError as error:
+            if not self._full:
+                log.warning("%s can't be written (%s): what comes waits in memory", self.path, error)
+            self._full = True
+        else:
+            self._full = False
+
+    def close(self) -> None:
+        """What still finds no room is lost."""
+        self.write(b"")
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def _attempt(self) -> None:
+        if self._stream is None and self._waiting:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("ab", buffering=0)
+        while self._stream is not None and self._waiting:
+            self._waiting = self._waiting[self._stream.write(self._waiting) :]
+
+
+@dataclass
+class Lines:
+    """A file of one JSON object a line.
+
+    A run that goes on appends to it: lines of updates after its checkpoint are cut off, since they come
+    again, and what was logged of the checkpoint's own update is not written twice.
+    """
+
+    path: Path
+    _file: Appended | None = field(init=False, repr=False, default=None)
     _there: list[frozenset[str]] = field(init=False, repr=False, default_factory=list)
     """Names in the lines of `_step` that were there before."""
     _step: int = field(init=False, repr=False, default=-1)
-    _full: bool = field(init=False, repr=False, default=False)
 
     def open(self, resumed_after: int | None) -> list[dict[str, Any]]:
         """Start writing; returns the lines that are kept from before."""
@@ -49,7 +85,7 @@ class Lines:
             self._step = resumed_after
         kept = read_metrics(self.path) if self.path.is_file() else []
         self._there = [_names(line) for line in kept if line["step"] == self._step]
-        self._stream = self.path.open("ab", buffering=0)
+        self._file = Appended(self.path)
         return kept
 
     def write(self, metrics: Mapping[str, float], step: int) -> bool:
@@ -58,32 +94,19 @@ class Lines:
         Raises:
             RuntimeError: the file isn't open.
         """
-        if self._stream is None:
+        if self._file is None:
             raise RuntimeError("start() comes before log()")
         if step == self._step and frozenset(metrics) in self._there:
             return False
         line = {"step": step, "time": time.time()} | {name: _plain(value) for name, value in metrics.items()}
-        self._waiting += json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        self._flush(self._stream)
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         return True
 
     def close(self) -> None:
-        """Lines that still find no room are lost."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            self._flush(stream)
-            stream.close()
-
-    def _flush(self, stream: FileIO) -> None:
-        try:
-            while self._waiting:
-                self._waiting = self._waiting[stream.write(self._waiting) :]
-        except OSError as error:
-            if not self._full:
-                log.warning("%s can't be written (%s): its lines wait in memory", self.path, error)
-            self._full = True
-        else:
-            self._full = False
+        """Nothing is written any more."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 @dataclass(kw_only=True)

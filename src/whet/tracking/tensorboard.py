@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -14,10 +17,10 @@ from whet.secrets import mask
 from whet.storage import aside
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import class_names, confusion, curves, unseen
+from whet.tracking.jsonl import Appended
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch.utils.tensorboard import SummaryWriter
 
     from whet.evaluation.predictions import Predictions
 
@@ -32,7 +35,7 @@ class TensorBoard(Sink):
     """Writes event files to the run's `tensorboard/`; point `tensorboard --logdir` at any folder above."""
 
     _run: RunInfo | None = field(init=False, repr=False, default=None)
-    _writer: SummaryWriter | None = field(init=False, repr=False, default=None)
+    _file: EventFile | None = field(init=False, repr=False, default=None)
     _seen: set[str] = field(init=False, repr=False, default_factory=set)
     _step: int = field(init=False, repr=False, default=0)
     _there: set[tuple[str, int]] = field(init=False, repr=False, default_factory=set)
@@ -46,50 +49,48 @@ class TensorBoard(Sink):
             self._there = cut_back(run.folder / FOLDER, run.resumed_after)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
         self._step = step
         self._seen.update(metrics)
-        writer = self._open()
         for name, value in metrics.items():
             if (name, step) not in self._there:
-                writer.add_scalar(name, value, step)
-        writer.flush()  # a checkpoint must not know of more than the disk does
+                self._write(scalar(name, value), step)  # type: ignore[no-untyped-call]
 
     def report(
         self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
     ) -> None:
+        from torch.utils.tensorboard.summary import image, pr_curve
+
         self.log(unseen(metrics, predictions.split, self._seen), self._step)
-        writer, split = self._open(), predictions.split
-        counts = confusion(predictions)
+        split, counts = predictions.split, confusion(predictions)
         if counts is not None:
-            image = draw_confusion(counts, class_names(predictions, label_names))
-            writer.add_image(f"{split}/confusion", image, self._step, dataformats="HWC")
+            drawn = draw_confusion(counts, class_names(predictions, label_names))
+            picture = image(f"{split}/confusion", drawn, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._write(picture, self._step)
         for curve in curves(predictions, label_names):
             tag = f"{split}/precision_recall/{curve.name}"
-            writer.add_pr_curve(tag, curve.truth, curve.scores, self._step)
+            self._write(pr_curve(tag, curve.truth, curve.scores), self._step)  # type: ignore[no-untyped-call]
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         if self._run is None:
             return
-        writer = self._open()
         figures = {name: float(value) for name, value in flatten(summary) if _is_number(value)}
         self.log(unseen(figures, "final", self._seen), self._step)
         named = {name if "/" in name else f"final/{name}": value for name, value in figures.items()}
         self._write_hparams(status, named)
-        writer.close()
-        self._run = self._writer = None
+        if self._file is not None:
+            self._file.close()
+        self._run = self._file = None
 
-    def _open(self) -> SummaryWriter:
-        """The writer, made at the first event; a TensorBoard that runs meanwhile forgets what is cut back."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            if self._run is None:
-                raise RuntimeError("start() comes before log()")
-            folder = self._run.folder / FOLDER
-            after = self._run.resumed_after
-            purge = after + 1 if after is not None and _has_events(folder) else None
-            self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
-        return self._writer
+    def _write(self, summary: Any, step: int | None) -> None:
+        """Into a file that is made at the first event; a TensorBoard that runs forgets what is cut."""
+        if self._run is None:
+            raise RuntimeError("start() comes before log()")
+        if self._file is None:
+            folder, after = self._run.folder / FOLDER, self._run.resumed_after
+            self._file = EventFile(folder, after + 1 if after is not None and _has_events(folder) else None)
+        self._file.add(summary, step)
 
     def _write_hparams(self, status: str, figures: dict[str, float]) -> None:
         """The run's row of the hyper-parameter table, in the run's own folder."""
@@ -102,7 +103,43 @@ class TensorBoard(Sink):
         experiment, started, ended = hparams(leaves, figures)  # type: ignore[no-untyped-call]
         _set_status(ended, status)
         for part in (experiment, started, ended):
-            self._open()._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
+            self._write(part, None)
+
+
+class EventFile:
+    """TensorBoard's events, each on its way to the disk when it is added.
+
+    torch's own writer has a thread for that, which a kill outruns, and whose queue stands still for ever once
+    the disk is full.
+
+    Args:
+        folder: of the new file.
+        purge: TensorBoard is to forget events of this step and later ones in earlier files.
+    """
+
+    def __init__(self, folder: Path, purge: int | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        name = f"{time.time():.6f}.{platform.node()}.{os.getpid()}"
+        self._file = Appended(folder / EVENTS.replace("*", name))
+        self._records = RecordWriter(self._file)
+        self._event(file_version="brain.Event:2")
+        if purge is not None:
+            self._event(step=purge, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, summary: Any, step: int | None) -> None:
+        """One event."""
+        self._event(summary=summary, step=step)
+
+    def close(self) -> None:
+        """The last event has been added."""
+        self._file.close()
+
+    def _event(self, **facts: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **facts).SerializeToString())
 
 
 def cut_back(folder: Path, step: int) -> set[tuple[str, int]]:
@@ -111,7 +148,7 @@ def cut_back(folder: Path, step: int) -> set[tuple[str, int]]:
     Returns:
         Tag and step of the scalars of `step` itself.
     """
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event
 
     there: set[tuple[str, int]] = set()
     for path in sorted(folder.glob(EVENTS)):
