@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from whet.engine import artifact
-from whet.engine.checkpoint import is_complete, load_tensors, save_tensors, tensors_of
+from whet.engine.checkpoint import is_complete, load_tensors, tensors_of
+from whet.engine.image import Image
 from whet.errors import ModelError, RunError
 from whet.model.tiny import TinyWeights
 from whet.paths import Paths
@@ -51,9 +52,17 @@ def start(node, paths, seed=1):
     return loaded, before, apply(method, loaded)
 
 
+def save(model, path):
+    """The weights file of a checkpoint."""
+    image = Image(tensors_of(model))
+    image.fill(tensors_of(model))
+    path.unlink(missing_ok=True)
+    image.write(path)
+
+
 def export(folder, model, loaded, node):
     checkpoint = folder.with_name(f"{folder.name}-checkpoint.safetensors")
-    save_tensors(tensors_of(model), checkpoint)
+    save(model, checkpoint)
     artifact.export(folder, checkpoint, model, loaded, node, NAMES)
     return folder
 
@@ -285,7 +294,7 @@ def test_tied_tensors_are_saved_once_and_come_back(paths, tmp_path):
     _, before, model = start(config("none", tiny_weights("bart")), paths)
     tied = [name for name in model.state_dict() if name.endswith(("embed_tokens.weight", "shared.weight"))]
     assert len(tied) == 3 and len(set(tensors_of(model)) & set(tied)) == 1
-    save_tensors(tensors_of(model), tmp_path / "a.safetensors")
+    save(model, tmp_path / "a.safetensors")
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.zero_()

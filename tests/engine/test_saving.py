@@ -8,10 +8,13 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from whet.cli.main import main
+from whet.engine import resume
 from whet.engine.callbacks import Best, State
-from whet.engine.checkpoint import Buffers, Checkpoints, damage
+from whet.engine.checkpoint import Checkpoints, damage
+from whet.engine.resume import Images, parted
 from whet.engine.saving import NICE, Save, Saved
 from whet.engine.signals import StopRequest
 from whet.engine.step import Stepper, StepResult
@@ -55,8 +58,10 @@ def evaluate(save, values):
 )
 def test_the_best_and_the_last_are_kept(tmp_path, keep, kept):
     def take(state):
-        step = state.step
-        return lambda folder: (folder / "step").write_text(str(step))
+        def fill(folder, step=state.step):
+            (folder / "step").write_text(str(step))
+
+        return fill
 
     save, found = saver(tmp_path, take, keep=keep), []
     for state in evaluate(save, [1, 3, 2, 0, 5, 5]):
@@ -204,18 +209,14 @@ def test_a_run_is_saved_as_it_was_when_the_saving_began(workplace, quick, monkey
     assert set(prompt) == {3, 6, 9} and len({json.dumps(found) for found in prompt.values()}) == 3
 
 
-def test_buffers_are_used_again_where_they_fit():
-    import torch
-
-    buffers, first = Buffers(), torch.arange(6.0).reshape(2, 3)
-    copy = buffers.copy("a", first.T)
-    assert torch.equal(copy, first.T) and copy.is_contiguous()
-    first += 1
-    assert torch.equal(copy, first.T - 1), "a copy"
-    assert buffers.copy("a", first.T).data_ptr() == copy.data_ptr()
-    assert torch.equal(buffers.copy("b", first.half()), first.half())
-    wider = buffers.copy("a", torch.zeros(4))
-    assert wider.shape == (4,) and buffers.copy("a", torch.zeros(4).int()).dtype == torch.int32
+def test_memory_is_used_again_where_it_fits():
+    images, first = Images(), torch.arange(6.0).reshape(2, 3)
+    image = images.fill("a", {"x": first})
+    assert images.fill("a", {"x": first + 1}) is image
+    assert images.fill("b", {"x": first}) is not image
+    assert images.fill("a", {"x": first.T}) is not image
+    assert images.fill("a", {"y": first.T}) is not image
+    assert images.fill("a", {"y": first.T.half()}) is not image
 
 
 # ---------------------------------------------------------------- when it can't be written
@@ -249,8 +250,18 @@ def test_a_best_that_could_not_be_saved_falls_back_at_the_end(tmp_path):
 
 
 def test_a_run_that_is_to_stop_does_so_at_the_next_update(tmp_path):
-    save = saver(tmp_path, full_at({1}), further=frozenset({1}), on_error="stop")
+    gate = threading.Event()
+
+    def take(state):
+        def fill(folder):
+            gate.wait(PATIENCE)
+            raise OSError(28, "No space left on device")
+
+        return fill
+
+    save = saver(tmp_path, take, further=frozenset({1}), on_error="stop")
     save.on_update(State(step=1), RESULT)
+    gate.set()
     save._writing.task._thread.join(PATIENCE)
     with pytest.raises(WhetError, match=r"step 1 can't be written .*; there is none yet"):
         save.on_update(State(step=2), RESULT)
@@ -271,3 +282,50 @@ def test_a_defect_is_not_taken_for_a_full_disk(tmp_path):
     *_, state = evaluate(save, [math.nan])
     with pytest.raises(KeyError, match="nothing"):
         save.on_end(state)
+
+
+# ---------------------------------------------------------------- files of unequal size
+
+
+@pytest.mark.parametrize(
+    ("sizes", "files"),
+    [
+        ([], [0]),
+        ([1, 2], [2]),
+        ([40, 40, 40], [1, 1, 1]),
+        ([30, 30, 30, 30, 90, 1], [2, 2, 1, 1]),  # MiB; a tensor is never cut
+        ([100] * 16, [2] * 8),  # of 1.6 GiB: no more than about eight files
+    ],
+)
+def test_large_states_are_shared_out(sizes, files):
+    with torch.device("meta"):
+        tensors = {f"t{n}": torch.empty(size << 18) for n, size in enumerate(sizes)}
+    found = parted(tensors)
+    assert [len(held) for held in found.values()] == files
+    assert list(found)[:2] == ["training.safetensors", "training-2.safetensors"][: len(files)]
+    assert {name: held[name] for held in found.values() for name in held} == tensors
+
+
+def test_a_state_in_several_files_goes_on_the_same(workplace, quick, monkeypatch):
+    keys = [*quick, "engine.duration=6st", "engine.evaluate_every=3st", "engine.batching.size=8"]
+    monkeypatch.setattr(resume, "PART", 4096)
+
+    def end(name):
+        record = json.loads((workplace / "outputs/runs" / name / "run.json").read_text(encoding="utf-8"))
+        return record["hashes"]["final"]
+
+    assert main(["train", *keys, "name=whole"]) == 0
+    update = Stepper.update
+
+    def interrupted(self, plan):
+        if plan.step == 4:
+            raise KeyboardInterrupt
+        return update(self, plan)
+
+    monkeypatch.setattr(Stepper, "update", interrupted)
+    assert main(["train", *keys, "name=broken", "engine.checkpoint_every=4st"]) == 130
+    monkeypatch.setattr(Stepper, "update", update)
+    assert main(["train", "resume=outputs/runs/broken"]) == 0
+    assert end("broken") == end("whole") and "training-2.safetensors" in end("whole")
+    left = workplace / "outputs/runs/whole/checkpoints"
+    assert not list(left.glob("*/training*")), "a finished run needs them no more"

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("whet.engine")
-Copy = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+Fill = Callable[[Path], Mapping[str, str] | None]
+"""Writes files into a folder; returns the SHA-256 of those whose it knows."""
 
 
 def is_complete(model: nn.Module) -> bool:
@@ -30,36 +31,8 @@ def is_complete(model: nn.Module) -> bool:
     return all(parameter.requires_grad for parameter in model.parameters())
 
 
-class Buffers:
-    """Copies of tensors in main memory, which the next copies of the same names overwrite.
-
-    Fresh memory costs a page fault for each 4 KiB: twice the time of the copy itself.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[str, torch.Tensor] = {}
-
-    def copy(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A contiguous copy, valid until the next one of this name."""
-        import torch
-
-        held = self._held.get(name)
-        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            held = self._held[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return held.copy_(tensor.detach())
-
-
-def _as_it_is(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def tensors_of(model: nn.Module, copy: Copy = _as_it_is) -> dict[str, torch.Tensor]:
-    """Tensors to save: all of them, or those that train; a tied tensor once.
-
-    Args:
-        model: whose.
-        copy: brings a named tensor into main memory; without it they are the model's own where they can be.
-    """
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors to save: all of them, or those that train; a tied tensor once. They are the model's own."""
     state = model.state_dict()
     wanted = list(state) if is_complete(model) else trained_names(model)
     again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
@@ -71,17 +44,9 @@ def tensors_of(model: nn.Module, copy: Copy = _as_it_is) -> dict[str, torch.Tens
         tensor = full(state[name])
         pointer = tensor.data_ptr()
         if pointer not in seen or pointer == 0:
-            found[name] = copy(name, tensor)
+            found[name] = tensor.detach()
         seen.add(pointer)
     return found
-
-
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a model's tensors, whole or not at all."""
-    from safetensors.torch import save_file
-
-    with aside(path) as beside:
-        save_file(tensors, beside, metadata={"format": "pt"})
 
 
 def load_tensors(model: nn.Module, path: Path) -> None:
@@ -124,8 +89,12 @@ class Checkpoints:
         """Folder of one step."""
         return self.folder / f"step-{step:07d}"
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def save(self, step: int, write: Fill) -> Path:
         """Let `write` fill a folder aside, sync it to disk, then rename it once.
+
+        Args:
+            step: finished updates.
+            write: may return the SHA-256 of files that it knows already; the others are read.
 
         Raises:
             OSError: it can't be written; nothing is left of it, and older checkpoints are untouched.
@@ -136,10 +105,10 @@ class Checkpoints:
         with aside(target) as beside:
             beside.mkdir()
             try:
-                write(beside)
+                known = write(beside)
             except SafetensorError as error:
                 raise OSError(one_line(error)) from None
-            _seal(beside)
+            _seal(beside, known or {})
         _sync(self.folder)
         return target
 
@@ -150,12 +119,12 @@ class Checkpoints:
             if path.name not in wanted:
                 shutil.rmtree(path)
 
-    def finish(self, best: int, without: set[str]) -> None:
-        """A finished run keeps its best weights; what only a resume needs is removed."""
+    def finish(self, best: int, without: str) -> None:
+        """A finished run keeps its best weights; what only a resume needs (a pattern) is removed."""
         self.keep({best})
-        for name in without:
-            (self.at(best) / name).unlink(missing_ok=True)
-        _seal(self.at(best))
+        for path in self.at(best).glob(without):
+            path.unlink()
+        _seal(self.at(best), {})
 
     def hashes(self, step: int) -> dict[str, str] | None:
         """SHA-256 of the files of one checkpoint; None where it couldn't be written."""
@@ -199,10 +168,10 @@ def _digest_of(hashes: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
-def _seal(folder: Path) -> None:
-    """Write the manifest and bring every file to the disk."""
+def _seal(folder: Path, known: Mapping[str, str]) -> None:
+    """Write the manifest, with hashes that are known or read, and bring every file to the disk."""
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
-    hashes = {path.name: file_sha256(path) for path in files}
+    hashes = {path.name: known.get(path.name) or file_sha256(path) for path in files}
     manifest = {"sha256": hashes, "self": _digest_of(hashes)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in [*folder.iterdir(), folder]:

@@ -6,15 +6,17 @@ import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from whet.engine.callbacks import Callback, State
-from whet.engine.checkpoint import Buffers, Checkpoints, damage, load_tensors, save_tensors, tensors_of
+from whet.engine.checkpoint import Checkpoints, damage, load_tensors, tensors_of
 from whet.engine.distributed import ALONE, World, full, laid_out
+from whet.engine.image import Image
 from whet.errors import RunError
 from whet.evaluation.predictions import Predictions
 
@@ -26,29 +28,55 @@ if TYPE_CHECKING:
 log = logging.getLogger("whet.engine")
 WEIGHTS = "model.safetensors"
 TRAINING = "training.safetensors"
+FURTHER = "training-{}.safetensors"
+ALL_TRAINING = "training*.safetensors"
+PART = 64 * 2**20
+"""Bytes of tensors from which on they go to several files, so that several threads can hash them."""
 STATE = "state.json"
 BEST = "validation.npz"
+
+
+class Images:
+    """The large files of a checkpoint in memory, which those of the next one overwrite."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Image] = {}
+
+    def fill(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Image:
+        """The file `name` with these tensors, valid until the next one of this name."""
+        held = self._held.get(name)
+        if held is None or not held.fits(tensors):
+            held = self._held[name] = Image(tensors)
+        held.fill(tensors)
+        return held
 
 
 @dataclass
 class Contents:
     """What a checkpoint holds, taken from every process of the job."""
 
-    weights: dict[str, torch.Tensor]
-    training: dict[str, torch.Tensor]
-    """Of the optimizer and of the random generators."""
+    images: dict[str, Image]
+    """Weights; state of the optimizer and of the random generators."""
     facts: dict[str, Any]
     best: Predictions | None
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the images, where they are known."""
 
-    def write(self, folder: Path) -> None:
-        """Put everything into `folder`."""
-        from safetensors.torch import save_file
+    def hash(self, threads: int) -> None:
+        """Find the images' SHA-256, on several threads."""
+        with ThreadPoolExecutor(threads) as pool:
+            self.hashes = dict(zip(self.images, pool.map(Image.sha256, self.images.values()), strict=True))
 
-        save_tensors(self.weights, folder / WEIGHTS)
-        save_file(self.training, folder / TRAINING)
+    def write(self, folder: Path) -> dict[str, str]:
+        """Put everything into `folder`; returns the SHA-256 of the images."""
+        if not self.hashes:
+            self.hash(1)
+        for name, image in self.images.items():
+            image.write(folder / name)
         if self.best is not None:
             self.best.save(folder / BEST)
         (folder / STATE).write_text(json.dumps(self.facts, indent=1), encoding="utf-8")
+        return self.hashes
 
 
 def take(
@@ -56,20 +84,24 @@ def take(
     state: State,
     callbacks: Sequence[Callback],
     world: World = ALONE,
-    buffers: Buffers | None = None,
+    images: Images | None = None,
 ) -> Contents:
     """Copies of weights, optimizer, scaler, every process's random generators, counters and callbacks.
+
+    Where the CPU trains, hashing is done here: behind the training's back it would take longer, since a step
+    whose threads don't all get a core waits for the last of them.
 
     Args:
         stepper: model, optimizer and scaler.
         state: the counters.
         callbacks: in the order of the run.
-        world: the processes.
-        buffers: where the copies lie; the next call with the same overwrites them.
+        world: the processes; only the first one's contents are filled.
+        images: where the copies lie; the next call with the same overwrites them.
     """
+    import torch
+
     stepper.settle()
-    buffers = buffers or Buffers()
-    tensors, groups = _optimizer_state(stepper.optimizer, buffers)
+    tensors, groups = _optimizer_state(stepper.optimizer)
     generators = world.gather(_generators(stepper.amp.device))
     for rank, (states, _) in enumerate(generators):
         tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
@@ -81,7 +113,28 @@ def take(
         "random": [seeds for _, seeds in generators],
         "callbacks": {type(item).__name__: item.state_dict() for item in callbacks},
     }
-    return Contents(tensors_of(stepper.model, buffers.copy), tensors, facts, state.best)
+    files = {WEIGHTS: tensors_of(stepper.model), **parted(tensors)}
+    images = images or Images()
+    filled = {name: images.fill(name, held) for name, held in files.items()} if world.first else {}
+    contents = Contents(filled, facts, state.best)
+    if stepper.amp.device.type == "cpu":
+        contents.hash(min(torch.get_num_threads(), len(files)))
+    return contents
+
+
+def parted(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors by the file that each goes to: about `PART` bytes a file, but not many files."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    limit = max(PART, sum(sizes.values()) // 8)
+    files: list[dict[str, torch.Tensor]] = [{}]
+    room = limit
+    for name in sorted(tensors):  # an optimizer that was loaded may have another order
+        if sizes[name] > room and files[-1]:
+            files.append({})
+            room = limit
+        files[-1][name] = tensors[name]
+        room -= sizes[name]
+    return {FURTHER.format(n) if n > 1 else TRAINING: held for n, held in enumerate(files, 1)}
 
 
 def read(folder: Path, stepper: Stepper, callbacks: Sequence[Callback], world: World = ALONE) -> State:
@@ -94,7 +147,7 @@ def read(folder: Path, stepper: Stepper, callbacks: Sequence[Callback], world: W
 
     facts = json.loads((folder / STATE).read_text(encoding="utf-8"))
     load_tensors(stepper.model, folder / WEIGHTS)
-    tensors = load_file(folder / TRAINING)
+    tensors = {k: t for path in sorted(folder.glob(ALL_TRAINING)) for k, t in load_file(path).items()}
     _restore_optimizer(stepper.optimizer, tensors, facts["optimizer"], folder)
     stepper.scaler.load_state_dict(facts["scaler"])
     stepper.pieces, stepper.skipped = facts["stepper"]["pieces"], facts["stepper"]["skipped"]
@@ -115,9 +168,7 @@ def counters(state: State) -> dict[str, Any]:
 # ---------------------------------------------------------------- optimizer
 
 
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, buffers: Buffers
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors by `optimizer.<parameter>.<name>`, and all else as JSON."""
     import torch
 
@@ -127,8 +178,7 @@ def _optimizer_state(
     for number, values in whole["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                key = f"optimizer.{number}.{name}"
-                tensors[key] = buffers.copy(key, full(value))
+                tensors[f"optimizer.{number}.{name}"] = full(value).detach()
             else:
                 plain.setdefault(str(number), {})[name] = value
     return tensors, {"groups": whole["param_groups"], "plain": plain}

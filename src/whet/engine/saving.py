@@ -10,11 +10,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from whet.engine.callbacks import Callback, State
-from whet.engine.checkpoint import Checkpoints
+from whet.engine.checkpoint import Checkpoints, Fill
 from whet.engine.distributed import ALONE, World
 from whet.engine.signals import StopRequest
 from whet.engine.step import StepResult
@@ -85,7 +84,7 @@ class Save(Callback):
     The last callback: what a checkpoint holds has been logged. The best checkpoint and the last `keep` stay.
     """
 
-    take: Callable[[State], Callable[[Path], None]]
+    take: Callable[[State], Fill]
     """Copies what a checkpoint holds, on every process of the job; what it returns fills the folder."""
     checkpoints: Checkpoints
     request: StopRequest
@@ -172,7 +171,7 @@ class Save(Callback):
         task = Task(lambda: self._written(step, best, fill)) if self.world.first else None
         self._writing = Writing(step, (best, state.best_value, state.best), task)
 
-    def _written(self, step: int, best: int, fill: Callable[[Path], None]) -> str | None:
+    def _written(self, step: int, best: int, fill: Fill) -> str | None:
         """Write a checkpoint and remove those that needn't be kept; returns why it can't be written."""
         try:
             self.checkpoints.save(step, fill)

@@ -24,14 +24,14 @@ from whet.engine.assemble import (
     seed_everything,
 )
 from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Report, State
-from whet.engine.checkpoint import Buffers, Checkpoints, damage
+from whet.engine.checkpoint import Checkpoints, damage
 from whet.engine.distributed import ALONE, World, current
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
 from whet.engine.frozen import use_frozen
 from whet.engine.loop import fit
 from whet.engine.plan import Plan
-from whet.engine.resume import TRAINING, WEIGHTS, restore_newest, take
+from whet.engine.resume import ALL_TRAINING, WEIGHTS, Images, restore_newest, take
 from whet.engine.run import Run
 from whet.engine.saving import Save, Saved
 from whet.engine.speed import checkpoint_gradients, compile_model, use_packing
@@ -217,7 +217,7 @@ def execute(
     with run.watched(), ready.world.witnessed():
         outcome = train(parts, ready, run, config, group, resume)
     if outcome is not None:
-        Checkpoints(run.folder / "checkpoints").finish(run.record["best"]["step"], {TRAINING})
+        Checkpoints(run.folder / "checkpoints").finish(run.record["best"]["step"], ALL_TRAINING)
     return outcome
 
 
@@ -243,9 +243,9 @@ def _callbacks(
     every = parts.engine.checkpoint_every
     further = frozenset() if every is None else plan.evaluations(every) - evaluations
 
-    keep, on_error, buffers = parts.engine.keep, parts.engine.on_save_error, Buffers()
+    keep, on_error, images = parts.engine.keep, parts.engine.on_save_error, Images()
     save = Save(
-        lambda state: take(stepper, state, found, world, buffers).write,
+        lambda state: take(stepper, state, found, world, images).write,
         checkpoints, request, keep, further, on_error, world=world,
     )  # fmt: skip
     return [Saved(save), *found, save]
