@@ -66,11 +66,11 @@ class NonFiniteError(WhetError):
 
 
 def nearest(name: object, choices: Iterable[str]) -> str:
-    """`; did you mean X? (choices: …)` for a name that isn't among `choices`."""
+    """`did you mean X? (choices: …)` for a name that isn't among `choices`."""
     known = sorted({str(choice) for choice in choices})
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}(choices: {', '.join(known) or 'none'})"
+    listed = f"choices: {', '.join(known) or 'none'}"
+    return f"did you mean {close[0]}? ({listed})" if close else listed
 
 
 def one_line(text: object) -> str:
