@@ -228,12 +228,11 @@ def phase(home: Path) -> str:
 
 def at_boundaries(stop: Callable[[str], object]) -> None:
     """Call `stop` around every file operation of the save numbered `SAVE`, removal of old ones included."""
-    import safetensors.torch as safetensors
-
+    from whet.engine import image
     from whet.engine.saving import Save
 
     saves, active = 0, 0
-    inner, sync, write = Save._written, os.fsync, safetensors.save_file
+    inner, sync, write = Save._written, os.fsync, image._write
 
     def written(self: Save, *arguments: Any) -> str | None:
         nonlocal saves, active
@@ -266,7 +265,7 @@ def at_boundaries(stop: Callable[[str], object]) -> None:
         return call
 
     Save._written = written  # type: ignore[method-assign]
-    os.fsync, safetensors.save_file = bordered(sync, "fsync"), bordered(write, "save_file")
+    os.fsync, image._write = bordered(sync, "fsync"), bordered(write, "write")
     sys.addaudithook(audit)
 
 

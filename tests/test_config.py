@@ -275,7 +275,7 @@ def test_any_positive_rate_is_taken_exactly(lr):
 
 def test_nearest_names_choices():
     assert nearest("bert_bse", ["bert_base", "tiny"]) == "did you mean bert_base? (choices: bert_base, tiny)"
-    assert nearest("zzz", []) == "(choices: none)"
+    assert nearest("zzz", []) == "choices: none"
 
 
 # ------------------------------------------------------------------ overlay, inheritance, files

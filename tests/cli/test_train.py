@@ -336,7 +336,7 @@ def test_trace_shows_the_traceback(workplace, quick, command, trace):
         (["train", "+optimizer.lr=3"], "leave out the +"),
         (["evaluate"], "run: must be given"),
         (["evaluate", "run=nope"], "not a run folder"),
-        (["completion", "fish"], "(choices: bash)"),
+        (["completion", "fish"], "choices: bash"),
     ],
 )
 def test_other_mistakes(workplace, arguments, told, capsys):
