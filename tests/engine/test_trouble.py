@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import resource
+import signal
 
 import pytest
 import torch
 
 from whet.cli.main import main
+from whet.engine.run import LogFile
 from whet.engine.step import Stepper, is_out_of_memory
 from whet.tracking.jsonl import read_metrics
 
@@ -122,8 +125,32 @@ def test_a_full_disk_is_told_in_one_line(workplace, keys, capsys):
         assert main(["train", *keys, "name=full"]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("whet: ")]
+    err = capsys.readouterr().err
+    told = [line for line in err.splitlines() if line.startswith("whet: ")]
+    assert "Traceback" not in err
     assert len(told) == 1 and "File too large" in told[0] and "resume=auto" in told[0]
+
+
+@pytest.mark.parametrize("limit", [0, 40, 100])
+def test_a_log_file_waits_for_room(tmp_path, capsys, limit):
+    """Lines that found no room come later, in order; nothing is said twice."""
+    handler, logger = LogFile(tmp_path / "train.log"), logging.getLogger("whet")
+    logger.addHandler(handler)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+    try:
+        for number in range(20):
+            logger.warning("line %d", number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        signal.signal(signal.SIGXFSZ, before)
+        logger.removeHandler(handler)
+    handler.close()
+    lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("line")] == [f"line {number}" for number in range(20)]
+    assert sum("can't be written" in line for line in lines) == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_deterministic_asks_torch_and_refuses_other_versions(workplace, keys, monkeypatch, capsys):

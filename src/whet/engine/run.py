@@ -22,7 +22,7 @@ from whet.config import Node, save
 from whet.engine.memory import describe, peak_memory, reset_peak
 from whet.errors import Interrupted, RunError, WhetError, one_line
 from whet.secrets import mask, mask_text
-from whet.storage import aside
+from whet.storage import Appended, aside
 
 log = logging.getLogger("whet")
 LIBRARIES = (
@@ -137,7 +137,7 @@ class Run:
         if not self.writes:
             yield
             return
-        handler = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+        handler = LogFile(self.folder / "train.log")
         handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("whet").addHandler(handler)
         start = time.perf_counter()
@@ -177,6 +177,21 @@ class Run:
 def command(processes: int) -> str:
     """What starts a training by so many processes of one machine."""
     return "whet train" if processes == 1 else f"torchrun --nproc-per-node={processes} -m whet train"
+
+
+class LogFile(logging.Handler):
+    """Appends to a file; a full disk stops nothing (logging's own handler would print tracebacks)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = Appended(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._file.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class MaskingFormatter(logging.Formatter):

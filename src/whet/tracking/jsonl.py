@@ -8,11 +8,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.storage import aside
+from whet.storage import Appended, aside
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import unseen
 
@@ -21,45 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("whet.tracking")
 FILE = "metrics.jsonl"
-
-
-@dataclass
-class Appended:
-    """A file that grows; what is written to it is with the system at once, so that a kill loses nothing.
-
-    What a full disk has no room for waits in memory for the next write; training goes on.
-    """
-
-    path: Path
-    _stream: FileIO | None = field(init=False, repr=False, default=None)
-    _waiting: bytes = field(init=False, repr=False, default=b"")
-    _full: bool = field(init=False, repr=False, default=False)
-
-    def write(self, content: bytes) -> None:
-        """Append `content`, after what still waits."""
-        self._waiting += content
-        try:
-            self._attempt()
-        except OSError as error:
-            if not self._full:
-                log.warning("%s can't be written (%s): what comes waits in memory", self.path, error)
-            self._full = True
-        else:
-            self._full = False
-
-    def close(self) -> None:
-        """What still finds no room is lost."""
-        self.write(b"")
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
-
-    def _attempt(self) -> None:
-        if self._stream is None and self._waiting:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("ab", buffering=0)
-        while self._stream is not None and self._waiting:
-            self._waiting = self._waiting[self._stream.write(self._waiting) :]
 
 
 @dataclass

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from whet.config import flatten
 from whet.secrets import mask
-from whet.storage import aside
+from whet.storage import Appended, aside
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import class_names, confusion, curves, unseen
-from whet.tracking.jsonl import Appended
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
