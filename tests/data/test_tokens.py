@@ -117,7 +117,7 @@ def test_a_hit_is_equal_and_tokenises_nothing(tokenizer, tmp_path, monkeypatch):
     assert (first, again) == (len(TEXTS), 0)
     same(found, made)
     same(found, encode(TEXTS, tokenizer, 20))
-    assert isinstance(found.ids, np.memmap)
+    assert isinstance(found.ids.base, np.memmap)
 
 
 CHANGES = {

@@ -52,6 +52,7 @@ def _fit(
 ) -> State:
     for callback in callbacks:
         callback.on_start(state)
+    groups = callbacks[:-1], callbacks[-1:]  # the last one saves the generators' states
     for update in stepper.ahead(plan.after(state.step)):
         # evaluate and save
         if state.step in evaluations and state.evaluated != state.step:
@@ -62,9 +63,10 @@ def _fit(
         # one training step
         result = stepper.update(update)
         state.step, state.epoch = update.step + 1, update.epoch
-        for callback in callbacks:
-            with untouched():  # each: the last one saves the generators' states
-                callback.on_update(state, result)
+        for some in groups:
+            with untouched():
+                for callback in some:
+                    callback.on_update(state, result)
     stepper.settle()
     if state.evaluated != state.step:
         _evaluate(state, stepper, evaluator, callbacks)

@@ -158,7 +158,8 @@ class Stepper:
                 again at half the loss scale first, and counts once that is at 1. With a lag it is raised so
                 many updates later; the device has left out this update and those after it.
         """
-        self.model.train()
+        if not self.model.training:  # it takes a millisecond
+            self.model.train()
         lr = self._set_rate(update.step)
         rows = np.concatenate(update.micro_batches)
         cut, losses = self._gradient(update, rows)

@@ -123,7 +123,8 @@ def keep_at_rest(model: nn.Module, modules: list[nn.Module]) -> Any:
     def calm(*_: Any) -> None:
         if model.training:
             for module in modules:
-                module.training = False
+                if module.training:
+                    module.training = False
 
     return model.register_forward_pre_hook(calm)
 
@@ -449,22 +450,23 @@ def start_above(model: nn.Module, cut: Cut) -> Callable[[], None]:
     Returns:
         What undoes it.
     """
-    stand_ins = _stand_ins(model, cut)
+    given: list[torch.Tensor] = []
+    places = _stand_ins(model, cut, given)
 
     def before(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         states = named.pop(STATES, None)
         if states is None:
             return None
-        for name, (_original, stand_in) in stand_ins.items():
-            stand_in.states = states
-            _put(model, name, stand_in)
+        given.append(states)
+        for place in places:
+            place.siblings[place.name] = place.stand_in
         return arguments, named
 
     def after(*_: Any) -> None:
-        for name, (original, stand_in) in stand_ins.items():
-            if stand_in.states is not None:
-                stand_in.states = None
-                _put(model, name, original)
+        if given:
+            given.clear()
+            for place in places:
+                place.siblings[place.name] = place.original
 
     handles = [
         model.register_forward_pre_hook(before, with_kwargs=True),
@@ -478,19 +480,23 @@ def start_above(model: nn.Module, cut: Cut) -> Callable[[], None]:
     return remove
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+@dataclass
+class _Place:
+    """Where a module stands, and what may stand for it."""
+
+    siblings: dict[str, nn.Module | None]
+    """The parent's modules; written to directly, for every pass does, and setattr takes its time."""
+    name: str
+    original: nn.Module
+    stand_in: nn.Module
 
 
-def _stand_ins(model: nn.Module, cut: Cut) -> dict[str, tuple[nn.Module, Any]]:
-    """Module name → (the module, what stands for it)."""
+def _stand_ins(model: nn.Module, cut: Cut, given: list[torch.Tensor]) -> list[_Place]:
+    """Stand-ins for all frozen layers; they find the stored states in `given`."""
     from torch import nn
 
     class StandIn(nn.Module):
         """Gives the stored states, whatever comes in; looks like the module that it stands for."""
-
-        states: Any = None
 
         def __init__(self, original: nn.Module) -> None:
             super().__init__()
@@ -503,21 +509,26 @@ def _stand_ins(model: nn.Module, cut: Cut) -> dict[str, tuple[nn.Module, Any]]:
                 return getattr(self.__dict__["original"], name)
 
         def forward(self, *_: Any, **__: Any) -> Any:
-            states = self.states.transpose(0, 1) if cut.length_first else self.states
+            states = given[0].transpose(0, 1) if cut.length_first else given[0]
             return states if cut.items is None else (states, *[None] * (cut.items - 1))
 
     class Entrance(StandIn):
         """Gives zeros in the shape that the first block would get."""
 
         def forward(self, *_: Any, **__: Any) -> Any:
-            batch, length = self.states.shape[:2]
+            batch, length = given[0].shape[:2]
             shape = (length, batch) if cut.length_first else (batch, length)
-            return self.states.new_zeros(()).expand(*shape, cut.entrance_width)
+            return given[0].new_zeros(()).expand(*shape, cut.entrance_width)
 
     kinds: dict[str, type[StandIn]] = dict.fromkeys(cut.names, StandIn)
     if cut.entrance is not None:
         kinds[cut.entrance] = Entrance
-    return {name: (part := model.get_submodule(name), kind(part)) for name, kind in kinds.items()}
+    places = []
+    for path, kind in kinds.items():
+        parent, _, name = path.rpartition(".")
+        original = model.get_submodule(path)
+        places.append(_Place(model.get_submodule(parent)._modules, name, original, kind(original)))
+    return places
 
 
 # ---------------------------------------------------------------- key
