@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format wheel data chaos bench clean
+.PHONY: help install train test lint format wheel data chaos peers bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ train: $(STAMP) ## fine-tune MiniLM on movie reviews, end to end (ARGS="peft=lor
 	$(BIN)/whet train $(ARGS)
 
 test: $(STAMP) ## run all tests (ARGS="-k tokens")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -44,6 +44,9 @@ data: $(STAMP) ## show what the default task's data holds (ARGS="task=imdb")
 
 chaos: $(STAMP) ## kill, interrupt and damage runs; all must end the same (ARGS="--scale 0.1")
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+peers: $(STAMP) ## 32 peers start at once on a new study, 8 peers with 4 kills (SQLite, PostgreSQL)
+	WHET_STARTERS=32 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/sweep/test_peers.py
 
 bench: $(STAMP) ## measure whet beside the alternatives, takes long (ARGS="startup --pairs 7", ARGS=--quick)
 	$(BIN)/python benchmarks/run_all.py $(ARGS)

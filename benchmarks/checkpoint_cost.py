@@ -33,7 +33,7 @@ MOST_OFTEN = 4
 
 def races(given: argparse.Namespace) -> list[common.Race]:
     every = 4 if given.quick else given.every
-    warm, steps = _window(every, 1 if given.quick else 2)
+    warm, steps = _window(every, 1 if given.quick else 6)
     keys, _ = training.data(given, rows={"sentences": steps * 32, "imdb": steps * 32})
     shared = [*keys, f"engine.duration={steps}st", *given.overrides]
     name = f"every {every} steps"

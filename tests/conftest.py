@@ -8,17 +8,43 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import contextlib
 import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import forked
 
 WORDS = {
     "positive": ["good", "great", "fine", "lovely", "superb"],
     "negative": ["bad", "awful", "dull", "poor", "dreadful"],
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of the tests are forks of one server (see tests/forked.py)."""
+    if not hasattr(config, "workerinput"):
+        forked.offer()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        forked.withdraw()
+
+
+LONG = (
+    "test_resume", "test_resume_methods", "test_requeue", "test_distributed", "test_sweep", "test_real", "test_any_app",
+    "test_peers", "test_report", "test_train", "test_speed_settings", "test_on_batches", "test_peft",
+)  # fmt: skip
+"""Files that take longest: begun first, so that in the end no process works while the other has nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, in the order above."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +60,7 @@ def downloads() -> Path:
     return Path(os.environ.get("WHET_CACHE", "~/.cache/whet")).expanduser()
 
 
-@pytest.fixture
-def reviews(tmp_path: Path) -> Path:
+def write_reviews(path: Path) -> Path:
     """A CSV of 60 tiny reviews, columns `review,stars` (1 bad, 5 good)."""
     rng = random.Random(3)
     lines = ["review,stars"]
@@ -43,7 +68,6 @@ def reviews(tmp_path: Path) -> Path:
         label = "positive" if number % 2 else "negative"
         words = rng.choices(WORDS[label], k=3)
         lines.append(f"a {' '.join(words)} film {number},{5 if number % 2 else 1}")
-    path = tmp_path / "own.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -59,18 +83,33 @@ label: stars
 """
 
 
+@contextlib.contextmanager
+def at_work(folder: Path, cache: Path) -> Iterator[Path]:
+    """Make `folder` a user's, with `conf/task/mine.yaml` beside the CSV, and for a while the current directory."""
+    reviews = write_reviews(folder / "own.csv")
+    (folder / "conf" / "task").mkdir(parents=True)
+    (folder / "conf" / "task" / "mine.yaml").write_text(TASK.format(path=reviews), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WHET_CACHE", str(cache))
+        yield folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, reviews: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, cache: Path) -> Iterator[Path]:
     """A user's folder with `conf/task/mine.yaml` beside the CSV; the current directory during the test."""
-    folder = tmp_path / "conf" / "task"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text(TASK.format(path=reviews), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WHET_CACHE", str(cache))
-    return tmp_path
+    with at_work(tmp_path, cache) as folder:
+        yield folder
 
 
-QUICK = ["task=mine", "model=tiny", "tracking=none", "engine.threads=1", "engine.duration=1ep"]
+QUICK = [
+    "task=mine",
+    "model=tiny",
+    "tracking=none",
+    "engine.threads=1",
+    "engine.duration=1ep",
+    "engine.pictures=false",
+]
 """Overrides that make a run on `workplace` take about a second."""
 
 
@@ -78,6 +117,15 @@ QUICK = ["task=mine", "model=tiny", "tracking=none", "engine.threads=1", "engine
 def quick() -> list[str]:
     """Overrides for a run of about a second."""
     return list(QUICK)
+
+
+@pytest.fixture(autouse=True)
+def _loud() -> Iterator[None]:
+    """A sweep in this process has its runs keep quiet; later tests' runs don't."""
+    yield
+    from whet.tracking.progress import be_quiet
+
+    be_quiet(False)
 
 
 @pytest.fixture

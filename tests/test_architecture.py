@@ -15,9 +15,22 @@ LAYERS = [
     {"errors", "secrets", "types", "randomness", "ranks", "storage"},
     {"config"},
     {"paths"},
-    {"data", "task", "model", "peft", "augmentation", "objective", "optimizer", "scheduler", "tracking"},
+    {
+        "data",
+        "lexicon",
+        "task",
+        "model",
+        "peft",
+        "augmentation",
+        "objective",
+        "averaging",
+        "optimizer",
+        "scheduler",
+        "tracking",
+    },
     {"debug", "evaluation", "sweep"},
     {"engine"},
+    {"review", "runs"},
     {"cli"},
 ]
 
@@ -158,6 +171,7 @@ HEAVY = "torch,transformers,peft,wandb,datasets,sklearn,matplotlib,tensorboard,o
         ["--help"],
         ["train", "--help"],
         ["train", "--cfg", "job"],
+        ["runs", "--help"],
         ["completion", "query", "whet train optimizer."],
     ],
 )

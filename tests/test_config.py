@@ -22,6 +22,7 @@ from whet.config import (
     resolve,
     save,
     signature,
+    sweeps_dir,
     to_config,
 )
 from whet.data.batching import Batching
@@ -33,20 +34,25 @@ from whet.types import Duration
 
 CONF = conf_dir()
 GROUP_FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent != CONF)
+SWEEP_FILES = sorted(sweeps_dir().glob("*.yaml"))
 COMMAND_FILES = sorted(CONF.glob("*.yaml"))
 
 
 def test_the_count_of_configs():
     """A file that rglob no longer finds would make the tests below pass in vain."""
     assert len(GROUP_FILES) >= 40
-    assert {path.stem for path in COMMAND_FILES} == {"train", "evaluate", "predict", "data", "doctor"}
+    assert {path.stem for path in COMMAND_FILES} == {
+        "train", "pretrain", "evaluate", "predict", "merge", "data", "doctor",
+    }  # fmt: skip
     groups = {path.parent.name for path in GROUP_FILES}
     wanted = [
         "task",
         "model",
         "peft",
         "augmentation",
+        "lexicon",
         "objective",
+        "averaging",
         "optimizer",
         "scheduler",
         "engine",
@@ -65,15 +71,24 @@ def test_readme_names_every_choice():
         assert f"`{path.stem}`" in row, path
 
 
-NEEDS = {"model/local": ["model.weights.path=."]}
+NEEDS = {
+    "model/local": ["model.weights.path=."],
+    "objective/distill": ["objective.teacher=."],
+    "augmentation/back_translation": ["augmentation.forth.path=.", "augmentation.back.path=."],
+    "augmentation/regenerate": ["augmentation.weights.path=."],
+    "lexicon/own": ["augmentation.chinese.path=."],
+}
+"""What a choice can't do without."""
+PLACES = {"lexicon": ("lexicon@augmentation.chinese", ["augmentation=synonym"])}
+"""Groups that fill a place inside another one: how they are chosen, and what has the place."""
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_choice_composes_and_binds(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = compose(
-        "train", [f"{path.parent.name}={path.stem}", *NEEDS.get(f"{path.parent.name}/{path.stem}", [])]
-    )
+    group, around = PLACES.get(path.parent.name, (path.parent.name, []))
+    needs = NEEDS.get(f"{path.parent.name}/{path.stem}", [])
+    config = compose("train", [*around, f"{group}={path.stem}", *needs])
     build(config, Parts)
 
 
@@ -83,17 +98,42 @@ def test_every_choice_says_what_it_is(path):
     assert any(line.startswith("# ") and not line.startswith("# @") for line in lines[:2])
 
 
+@pytest.mark.parametrize("path", SWEEP_FILES, ids=lambda path: path.stem)
+def test_every_sweep_composes_and_binds(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build(compose("train", [f"sweep={path.stem}"]), Parts)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[1].startswith("# ")
+
+
+def test_the_count_of_sweeps():
+    names = {
+        "none",
+        "optuna",
+        "lr_warmup",
+        "lr_warmup_decay",
+        "peft_method",
+        "robustness",
+        "accuracy_vs_cost",
+    }
+    assert {path.stem for path in SWEEP_FILES} == names
+
+
 @pytest.mark.parametrize(
     ("command", "given_keys"),
-    [("evaluate", ["run=x"]), ("predict", ["run=x"]), ("data", []), ("doctor", [])],
+    [
+        ("evaluate", ["run=x"]),
+        ("predict", ["run=x"]),
+        ("merge", ["run=x", "output=y"]),
+        ("data", []),
+        ("doctor", []),
+    ],
 )
 def test_every_command_binds(command, given_keys):
     import importlib
 
     module = importlib.import_module(f"whet.cli.{command}")
-    entry = {"evaluate": "evaluate", "predict": "predict", "data": "describe_data", "doctor": "examine"}[
-        command
-    ]
+    entry = {"data": "describe_data", "doctor": "examine"}.get(command, command)
     build(compose(command, given_keys), getattr(module, entry))
 
 
@@ -101,9 +141,11 @@ def test_settings_of_commands_default_alike_in_yaml_and_signature():
     """Plain settings stand in the command's YAML and in its signature: they must agree."""
     from whet.cli.data import describe_data
     from whet.cli.evaluate import evaluate
+    from whet.cli.merge import merge
     from whet.cli.predict import predict
 
-    for command, function in (("evaluate", evaluate), ("predict", predict), ("data", describe_data)):
+    commands = {"evaluate": evaluate, "predict": predict, "merge": merge, "data": describe_data}
+    for command, function in commands.items():
         config = compose(command, ["run=x"] if command != "data" else [])
         for name, parameter in inspect.signature(function).parameters.items():
             if name in config and parameter.default is not inspect.Parameter.empty:

@@ -26,21 +26,25 @@ from typing import Any, Union, get_args, get_origin
 from whet.errors import ConfigError, WhetError, nearest, one_line
 
 TARGET = "_target_"
+SPACE = "_space_"
+"""Key of a node under which it says how a sweep searches it; no setting."""
 GROUPS = (
     "model",
     "task",
     "peft",
     "augmentation",
     "objective",
+    "averaging",
     "optimizer",
     "scheduler",
     "engine",
     "tracking",
     "paths",
     "debug",
+    "sweep",
 )
 """Config groups that name code; each `_target_` of a group lives in the package of the same name."""
-PACKAGES = (*GROUPS, "data")
+PACKAGES = (*GROUPS, "data", "lexicon")
 
 Node = dict[str, Any]
 Method = Callable[..., Any]
@@ -211,7 +215,7 @@ def build(config: Mapping[str, Any], target: Method, key: str = "") -> functools
         ConfigError: names the key, the value and what would be right.
     """
     parameters = signature(target)
-    given = {name: value for name, value in config.items() if name != TARGET}
+    given = {name: value for name, value in config.items() if name not in (TARGET, SPACE)}
     _no_strangers(given, parameters, key)
     bound = {}
     for name, parameter in parameters.items():
@@ -401,7 +405,14 @@ def to_plain(config: Any) -> Node:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key or "config"), one_line(error.msg)) from None
     assert isinstance(plain, dict)  # a command's config is a mapping
-    return {str(name): value for name, value in plain.items() if name != "hydra"}
+    return {str(name): _settings(value) for name, value in plain.items() if name != "hydra"}
+
+
+def _settings(value: Any) -> Any:
+    """Without what a node says to sweeps."""
+    if isinstance(value, dict):
+        return {name: _settings(item) for name, item in value.items() if name != SPACE}
+    return [_settings(item) for item in value] if isinstance(value, list) else value
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

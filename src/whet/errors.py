@@ -61,6 +61,16 @@ class Interrupted(WhetError):
         self.exit_code = 128 + signal_number
 
 
+class PrunedError(WhetError):
+    """A sweep doesn't expect anything of this run any more; it ends after an evaluation."""
+
+    exit_code = 0
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class NonFiniteError(WhetError):
     """Loss or gradients became NaN or infinite. The message names step, value and the batch's ids."""
 

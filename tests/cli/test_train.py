@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import forked
+from tests.conftest import QUICK, at_work
 
 from whet.cli.main import main
 from whet.evaluation.predictions import Predictions
 from whet.tracking.jsonl import read_metrics
 
 
-def run_of(workplace: Path) -> Path:
-    return sorted((workplace / "outputs" / "runs").iterdir())[-1]
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, cache):
+    """One run of about a second; its folder."""
+    keys = [*QUICK, "tracking=local", "tracking.log_every=1", "engine.pictures=true", "name=base"]
+    with at_work(tmp_path_factory.mktemp("base"), cache) as place:
+        assert main(["train", *keys]) == 0
+    return place / "outputs" / "runs" / "base"
 
 
 @pytest.fixture
-def finished(workplace, quick, capsys):
-    """One run of about a second; its folder."""
-    assert main(["train", *quick, "tracking=local", "tracking.log_every=1", "name=base"]) == 0
-    capsys.readouterr()
-    return workplace / "outputs" / "runs" / "base"
+def finished(base, cache, monkeypatch):
+    """The same, in the folder where it was trained."""
+    monkeypatch.chdir(base.parents[2])
+    monkeypatch.setenv("WHET_CACHE", str(cache))
+    return base
 
 
 def test_a_run_leaves_everything_it_promises(finished):
@@ -43,6 +51,13 @@ def test_a_run_leaves_everything_it_promises(finished):
             assert len(image.convert("L").getcolors(maxcolors=100000)) > 2
     assert list((finished / "tensorboard").iterdir())
     assert not [path for path in finished.rglob(".*") if path.is_file() or path.is_dir()]
+
+
+def test_pictures_are_left_out_on_request(finished, workplace, quick):
+    assert main(["train", *quick, "tracking=local", "name=plain"]) == 0
+    report = workplace / "outputs" / "runs" / "plain" / "report"
+    names = {path.name for path in (finished / "report").iterdir()}
+    assert {path.name for path in report.iterdir()} == {name for name in names if not name.endswith(".png")}
 
 
 def test_run_json_tells_all(finished):
@@ -115,37 +130,38 @@ def test_evaluate_weighs_classes_as_training_did(workplace, quick, capsys):
     assert counts[0] < counts[1]
 
 
-def test_evaluate_on_a_labelled_file(finished, workplace, capsys):
-    (workplace / "new.csv").write_text("review,stars\ngood great fine,5\nbad awful dull,1\nlovely superb,5\n")
+def test_evaluate_on_a_labelled_file(finished, capsys):
+    Path("new.csv").write_text("review,stars\ngood great fine,5\nbad awful dull,1\nlovely superb,5\n")
     assert main(["evaluate", f"run={finished}", "input=new.csv"]) == 0
     assert "3 rows" in capsys.readouterr().out
-    (workplace / "odd.csv").write_text("review,stars\ngood,4\n")
+    Path("odd.csv").write_text("review,stars\ngood,4\n")
     assert main(["evaluate", f"run={finished}", "input=odd.csv"]) == 2
     assert "'4'" in capsys.readouterr().err
 
 
-def test_evaluate_refuses_another_label_order(finished, workplace, capsys):
+def test_evaluate_refuses_another_label_order(finished, tmp_path, capsys):
     """A task whose labels changed since the training must not be scored silently."""
-    card = json.loads((finished / "model" / "whet.json").read_text())
+    changed = shutil.copytree(finished, tmp_path / "changed")
+    card = json.loads((changed / "model" / "whet.json").read_text())
     card["label_names"] = ["5", "1"]
-    (finished / "model" / "whet.json").write_text(json.dumps(card))
-    assert main(["evaluate", f"run={finished}"]) == 2
+    (changed / "model" / "whet.json").write_text(json.dumps(card))
+    assert main(["evaluate", f"run={changed}"]) == 2
     assert "trained with" in capsys.readouterr().err
 
 
-def test_predict_agrees_with_the_saved_predictions(finished, workplace, capsys):
+def test_predict_agrees_with_the_saved_predictions(finished, capsys):
     """The texts of the test split, predicted from a CSV: the same probabilities."""
     import csv
 
     predictions = Predictions.load(finished / "predictions" / "test.npz")
-    with (workplace / "own.csv").open() as file:
+    with Path("own.csv").open() as file:
         rows = {f"all-{number}": row for number, row in enumerate(csv.DictReader(file))}
-    with (workplace / "in.csv").open("w") as file:
+    with Path("in.csv").open("w") as file:
         writer = csv.DictWriter(file, ["review", "stars"])
         writer.writeheader()
         writer.writerows(rows[name] for name in predictions.ids)
     assert main(["predict", f"run={finished}", "input=in.csv", "output=out.jsonl"]) == 0
-    lines = [json.loads(line) for line in (workplace / "out.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     expected = np.exp(predictions.logits) / np.exp(predictions.logits).sum(1, keepdims=True)
     found = np.array([[line["probabilities"]["1"], line["probabilities"]["5"]] for line in lines])
     assert np.allclose(found, expected, atol=2e-3)  # bf16 autocast, other batches
@@ -153,7 +169,7 @@ def test_predict_agrees_with_the_saved_predictions(finished, workplace, capsys):
     assert [line["row"] for line in lines] == list(range(6))
 
 
-def test_predict_reads_standard_input(finished, workplace):
+def test_predict_reads_standard_input(finished):
     command = [sys.executable, "-m", "whet", "predict", f"run={finished}"]
     done = subprocess.run(command, input="good film\nbad film\n", capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -161,8 +177,8 @@ def test_predict_reads_standard_input(finished, workplace):
     assert all(abs(sum(line["probabilities"].values()) - 1) < 1e-4 for line in lines)
 
 
-def test_predict_names_what_is_wrong(finished, workplace, capsys):
-    (workplace / "in.csv").write_text("body\nx\n")
+def test_predict_names_what_is_wrong(finished, capsys):
+    Path("in.csv").write_text("body\nx\n")
     assert main(["predict", f"run={finished}", "input=in.csv"]) == 2
     assert "text=review: the input has no such column" in capsys.readouterr().err
     assert main(["predict", f"run={finished}", "input=in.csv", "text=body", "output=nowhere/out.jsonl"]) == 2
@@ -254,10 +270,12 @@ def test_multirun_prints_a_table_of_trained_parameters(workplace, quick, capsys)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_launchers(workplace, quick, launcher, capsys):
+def test_launchers(workplace, quick, launcher):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
     keys = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=5"]
-    assert main(["train", "-m", *quick, "seed=1,2", "+debug=fast", f"hydra/launcher={launcher}", *keys]) == 0
+    command = ["train", "-m", *quick, "seed=1,2", "+debug=fast", f"hydra/launcher={launcher}", *keys]
+    done = forked.run("-m", "whet", *command)
+    assert done.returncode == 0, done.stderr
     folder = next((workplace / "outputs" / "multirun").iterdir())
     records = [json.loads(path.read_text()) for path in folder.glob("*/run.json")]
     assert sorted(record["seed"] for record in records) == [1, 2]
@@ -268,12 +286,8 @@ def test_launchers(workplace, quick, launcher, capsys):
 
 
 def test_eight_at_once_have_eight_folders(workplace, quick):
-    command = [sys.executable, "-m", "whet", "train", *quick, "+debug=fast"]
-    with ThreadPoolExecutor(8) as pool:
-        done = list(
-            pool.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=False), range(8))
-        )
-    assert [item.returncode for item in done] == [0] * 8, done[0].stderr
+    done = [forked.start("-m", "whet", "train", *quick, "+debug=fast") for _ in range(8)]
+    assert [process.wait(120) for process in done] == [0] * 8, done[0].err
     folders = list((workplace / "outputs" / "runs").iterdir())
     assert len(folders) == 8
     assert all(json.loads((folder / "run.json").read_text())["status"] == "finished" for folder in folders)
@@ -347,27 +361,15 @@ def test_other_mistakes(workplace, arguments, told, capsys):
 
 
 def test_interrupt_is_recorded(workplace, quick):
-    import signal
-    import time
-
-    command = [
-        sys.executable,
-        "-m",
-        "whet",
-        "train",
-        *quick,
-        "engine.duration=5000ep",
-        "name=long",
-        "engine.patience=null",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    more = ["engine.duration=5000ep", "name=long", "engine.patience=null"]
+    process = forked.start("-m", "whet", "train", *quick, *more)
     record = workplace / "outputs" / "runs" / "long" / "run.json"
     for _ in range(300):
         if (workplace / "outputs" / "runs" / "long" / "checkpoints").is_dir():
             break
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.err
     assert json.loads(record.read_text())["status"] == "interrupted"
 
 

@@ -247,6 +247,30 @@ def test_batches_carry_the_states_of_their_texts(left, tmp_path):
     assert (carried[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(("keep", "place"), [("first", 0), ("last", -1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_the_kept_tokens_alone(dtype, keep, place, left, tmp_path):
+    states, device = stored(tmp_path, keep, dtype)[0], torch.device("cpu")
+    plain, rows = collator(left), np.array([3, 2, 0])
+    batch = Above.on(plain, states, plain.batching, alone=True)(rows, device)
+    carried = batch.inputs.pop(STATES)
+    assert carried.dtype is dtype
+    assert torch.equal(carried, torch.stack([truth(dtype)[row][place] for row in rows])[:, None])
+    expected = plain(rows, device)
+    mask = expected.inputs["attention_mask"].bool()
+    assert batch.inputs.keys() == expected.inputs.keys()
+    for name, found in batch.inputs.items():
+        assert found.tolist() == [
+            [row[kept][place]] for row, kept in zip(expected.inputs[name], mask, strict=True)
+        ]
+    assert torch.equal(batch.labels, expected.labels)
+    assert batch.tokens == expected.tokens == sum(LENGTHS[row] for row in rows)
+    small = Above.on(plain, states, plain.batching, least=10, alone=True)
+    assert STATES not in small(np.array([0, 1, 3]), device).inputs, "3 x 3 tokens, padding included"
+    assert STATES in small(np.array([2, 1]), device).inputs, "2 x 5"
+
+
 def test_small_batches_and_those_without_a_store_carry_none(tmp_path):
     states, plain, device = stored(tmp_path)[0], collator(), torch.device("cpu")
     above = Above.on(plain, states, plain.batching, least=10)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,12 @@ from whet.engine.resume import read, take
 from whet.model.encoder import Encoder
 from whet.model.kernels import RowEmbedding, clear_gradients, touched_rows
 from whet.model.tiny import TinyWeights
+from whet.objective.awp import AWP
+from whet.objective.fgm import FGM
+from whet.objective.free import Free
+from whet.objective.pgd import PGD
 from whet.objective.plain import plain
+from whet.objective.sam import SAM
 from whet.optimizer.adamw import adamw
 from whet.paths import Paths
 from whet.task.single_label import SingleLabel
@@ -40,12 +46,19 @@ from whet.task.single_label import SingleLabel
 CPU = torch.device("cpu")
 CUT = {"batching": Batching(size=4, tokens=None), "accumulate": 2, "duration": "2ep"}
 """29 rows in windows of 8: the last one has 5, micro-batches of 4."""
+OBJECTIVES = {
+    "fgm": FGM(), "pgd": PGD(), "free": Free(), "sam": SAM(rho=0.2), "asam": SAM(rho=1.0, adaptive=True),
+    "awp": AWP(gamma=0.1),
+}  # fmt: skip
 LONELY = {"batching": Batching(size=14, tokens=None), "accumulate": 1, "duration": "2ep"}
 """Windows of 14, 14 and 1: one of two processes has nothing to do in the last."""
 
 
 class Sack(Bag):
-    """A bag whose output FSDP can follow."""
+    """A bag whose output FSDP can follow, and that shows its table."""
+
+    def get_input_embeddings(self):
+        return self.table
 
     def forward(self, **inputs):
         return SequenceClassifierOutput(logits=super().forward(**inputs).logits)
@@ -163,6 +176,15 @@ def updates(world, folder):
     }
 
 
+def objectives(world, folder):
+    """Several passes, several gradients, several steps an update."""
+    return {
+        f"{parallel} {name}": trained(world, CUT, parallel, replace(objective))
+        for parallel in ("ddp", "fsdp")
+        for name, objective in OBJECTIVES.items()
+    }
+
+
 def not_finite(world, folder):
     """The row with the NaN is in one process's share; both leave the update out and name it."""
 
@@ -251,7 +273,7 @@ def resumed(world, folder):
     return world.gather(found)
 
 
-CHECKS = (agreement, preparing, signals, sums, updates, not_finite, memory, evaluation, resumed)
+CHECKS = (agreement, preparing, signals, sums, updates, objectives, not_finite, memory, evaluation, resumed)
 
 
 def main(folder: Path) -> None:

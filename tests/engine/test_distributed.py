@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests import forked
 from tests.conftest import QUICK, TASK, WORDS
-from tests.engine.distributed_checks import CUT, LONELY, trained
+from tests.engine.distributed_checks import CUT, LONELY, OBJECTIVES, trained
 
 from whet.cli.main import main
 from whet.engine.distributed import ALONE, own_seed, share
@@ -101,18 +103,20 @@ def test_fsdp_needs_processes(workplace, quick, capsys):
 # ---------------------------------------------------------------- two processes, one object at a time
 
 
-def torchrun(*arguments: str, cwd: Path, restarts: int = 0) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `torchrun --nproc-per-node=2 -m …` on this machine."""
+def torchrun(*arguments: str, cwd: Path, restarts: int = 0, real: bool = False) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `torchrun --nproc-per-node=2 -m …` on this machine.
+
+    Torchrun and the processes that it starts are forks, with `real` started as a user starts them.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, f"--max-restarts={restarts}", "-m", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"--max-restarts={restarts}", "-m", *arguments]
+    if real:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        )
+    else:
+        done = forked.run(*command, cwd=cwd, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -161,6 +165,19 @@ def test_updates_are_those_of_one_process(found, parallel, name, cut):
     assert (two["rows"], two["tokens"]) == (one["rows"], one["tokens"])
     assert two["weights"][0] == two["weights"][1]
     assert two["weights"][0] == pytest.approx(one["weights"][0], abs=1e-6)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_are_those_of_one_process(found, parallel, name):
+    one, two = (
+        trained(ALONE, CUT, objective=replace(OBJECTIVES[name])),
+        found["objectives"][f"{parallel} {name}"],
+    )
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert two["weights"][0] == two["weights"][1]
+    assert two["weights"][0] == pytest.approx(one["weights"][0], abs=1e-5)
+    assert one["weights"] != trained(ALONE, CUT)["weights"]
 
 
 def test_a_loss_that_is_not_finite_anywhere_is_left_out_everywhere(found):
@@ -256,9 +273,8 @@ def train(place: Path, *arguments: str) -> tuple[int, str, str]:
     return torchrun("whet", "train", *KEYS, *arguments, cwd=place)
 
 
-def troubled(place: Path, kind: str, *arguments: str, restarts: int = 0) -> tuple[int, str, str]:
-    module = "tests.engine.distributed_trouble"
-    return torchrun(module, kind, *KEYS, *arguments, cwd=place, restarts=restarts)
+def troubled(place: Path, kind: str, *arguments: str, **settings) -> tuple[int, str, str]:
+    return torchrun("tests.engine.distributed_trouble", kind, *KEYS, *arguments, cwd=place, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +329,7 @@ def test_only_the_first_process_writes(place, alone, together, parallel):
 @pytest.fixture(scope="module")
 def killed(place):
     """A run that loses a process after 7 updates; and what its record says then."""
-    return *troubled(place, "kill", "name=chaos"), record_of(place, "chaos")
+    return *troubled(place, "kill", "name=chaos", real=True), record_of(place, "chaos")
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from tests import forked
 
 from whet.cli.main import main
 from whet.engine.checkpoint import Checkpoints
@@ -99,17 +98,14 @@ def test_submitit_requeues_a_preempted_job_which_goes_on_in_its_folder(workplace
     mine = [*keys, "engine.duration=150st", "engine.patience=null", "engine.evaluate_every=30st"]
     assert train(*mine, "name=whole") == 0
     launched = ["-m", *mine, "seed=1", "hydra/launcher=submitit_local"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "whet", "train", *launched], stdout=subprocess.PIPE, text=True
-    )
+    process = forked.start("-m", "whet", "train", *launched)
     place = wait_for(lambda: list((workplace / "outputs").glob("multirun/*/0000/checkpoints/step-*")))[0]
     folder = place.parent.parent
     os.kill(record_of(folder)["pid"], signal.SIGUSR2)
     record = wait_for(lambda: (found := record_of(folder))["status"] != "running" and found)
     assert (record["status"], "interrupted after step" in record["reason"]) == ("interrupted", True)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert any(line.startswith("0000  finished") for line in told.splitlines())
+    assert process.wait(120) == 0, process.err
+    assert any(line.startswith("0000  finished") for line in process.out.splitlines())
     assert jobs(folder.parent) == ["0000"]
     assert (len(record_of(folder)["resumed"]), record_of(folder)["pid"] != record["pid"]) == (1, True)
     assert end_of(folder) == end_of(workplace / "outputs/runs/whole")
@@ -255,11 +251,7 @@ def test_a_killed_multirun_is_completed(workplace, keys, capsys):
     command = ["-m", *keys, "engine.duration=60st", "engine.evaluate_every=20st", "peft=none,lora,bitfit"]
     assert train(*command) == 0
     whole = multiruns(workplace)[0]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "whet", "train", *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = forked.start("-m", "whet", "train", *command)
     place = wait_for(lambda: multiruns(workplace)[1:])[0]
     wait_for(lambda: list(place.glob("0001/checkpoints/step-*")))
     process.kill()

@@ -134,9 +134,18 @@ def given(dtype=torch.float32):
     return q, k, v, mask
 
 
+@pytest.fixture(params=["whole", "portions"])
+def way(request, monkeypatch):
+    """Attention as it is computed for few scores, and as for many: here two texts at a time, then one."""
+    if request.param == "portions":
+        monkeypatch.setattr(kernels, "_BLOCKED", 0)
+        monkeypatch.setattr(kernels, "_PORTION", 2 * 2 * 7 * 7)
+    return request.param
+
+
 @pytest.mark.parametrize("form", ["bool", "additive"])
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_attention_is_the_formula_when_nothing_is_dropped(dtype, form):
+def test_attention_is_the_formula_when_nothing_is_dropped(dtype, form, way):
     q, k, v, mask = given(dtype)
     bias = mask if form == "bool" else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(dtype).min)
     out, _ = attention(nn.Module(), q, k, v, bias, dropout=1e-9, is_causal=False)
@@ -144,7 +153,7 @@ def test_attention_is_the_formula_when_nothing_is_dropped(dtype, form):
     assert np.allclose(out.detach().double().numpy(), right, atol=1e-5 if dtype is torch.float32 else 0.03)
 
 
-def test_attention_gradient_is_that_of_torchs_own():
+def test_attention_gradient_is_that_of_torchs_own(way):
     q, k, v, mask = given()
     ours, _ = attention(nn.Module(), q, k, v, mask, dropout=1e-9, is_causal=False, scaling=0.3)
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3).transpose(1, 2)
@@ -155,7 +164,7 @@ def test_attention_gradient_is_that_of_torchs_own():
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_attention_drops_weights_not_outputs():
+def test_attention_drops_weights_not_outputs(way):
     torch.manual_seed(0)
     q, k, v, mask = (x.detach() for x in given())
     means = torch.stack(
@@ -163,6 +172,45 @@ def test_attention_drops_weights_not_outputs():
     )
     right = attention(nn.Module(), q, k, v, mask, dropout=0.0, is_causal=False)[0]
     assert torch.allclose(means.mean(0), right, atol=0.1) and float(means.std(0).min()) > 0.05
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_in_portions_against_the_formula_with_its_own_mask(dtype, masked, monkeypatch):
+    """The signs say what was dropped; with that mask output and gradients are those of the formula."""
+    monkeypatch.setattr(kernels, "_BLOCKED", 0)
+    monkeypatch.setattr(kernels, "_PORTION", 1)
+    torch.manual_seed(2)
+    q, k, v, mask = given(dtype)
+    out, _ = attention(nn.Module(), q, k, v, mask if masked else None, dropout=0.4, is_causal=False)
+    signed = out.grad_fn.saved_tensors[-1]
+    kept = ~torch.signbit(signed)
+    assert 0.5 < float(kept.float().mean()) < 0.7
+    q2, k2, v2 = (x.detach().double().requires_grad_() for x in (q, k, v))
+    scores = q2 @ k2.transpose(-1, -2) / 2
+    scores = scores.masked_fill(~mask, -torch.inf) if masked else scores
+    right = ((torch.softmax(scores, -1) * kept / 0.6) @ v2).transpose(1, 2)
+    seed = torch.randn(out.shape, dtype=torch.float64)
+    ours = torch.autograd.grad(out, (q, k, v), seed.to(dtype))
+    theirs = torch.autograd.grad(right, (q2, k2, v2), seed)
+    for a, b in zip((out, *ours), (right, *theirs), strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < (1e-5 if dtype is torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_marks_come_at_their_rate_and_change_signs_only(rate, dtype):
+    weights = torch.rand(3, 111, 113).to(dtype)
+    marked = weights.clone()
+    kernels._mark(marked, rate, np.random.SFC64(5))
+    assert torch.equal(marked.abs(), weights)
+    assert float(torch.signbit(marked).float().mean()) == pytest.approx(rate, abs=0.01)
+    again = weights.clone()
+    kernels._mark(again, rate, np.random.SFC64(5))
+    assert torch.equal(again.view(torch.uint8), marked.view(torch.uint8))
+    neighbours = torch.signbit(marked).double().flatten()
+    if 0 < rate < 1:  # no lane's carry shows in the next one
+        assert abs(float(np.corrcoef(neighbours[1:], neighbours[:-1])[0, 1])) < 0.02
 
 
 def without_drops(model):

@@ -20,6 +20,8 @@ from whet.peft.top_layers import top_layers
 
 TOP = functools.partial(top_layers, layers=1)
 LAST = ("bart", "xlnet", "gpt2")
+WIDE = ("gpt2", "funnel")
+"""Its head runs over all tokens (which changes bits); its states are shorter than its text."""
 """Architectures whose heads read a text's last token; the others read the first."""
 
 
@@ -56,7 +58,7 @@ def with_states(model, cut, batch):
     """The batch's inputs and its states at the cut, those of other tokens than are kept being lost."""
     model.eval()
     states = trunk.states_at(model, cut, batch.inputs, contextlib.nullcontext)
-    return {**batch.inputs, STATES: trunk.restricted(states, cut, batch.inputs)}
+    return trunk.given(cut, batch.inputs, trunk.restricted(states, cut, batch.inputs))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -79,6 +81,7 @@ def test_above_the_cut_nothing_changes(architecture, method, paths):
     lower = 2 if architecture == "bart" else blocks - 1
     assert cut.block == (blocks if method == "linear_probe" else lower)
     assert cut.keep == ("all" if method == "top_layers" else "last" if architecture in LAST else "first")
+    assert cut.alone == (method == "linear_probe" and architecture not in WIDE)
     names = list(model.state_dict())
     other = batch_of(tokenizer, rows=7, seed=3)
     inputs = with_states(model, cut, other)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests import forked
 from tests.tracking.test_wandb import alone, items, of_kind, records
 
 from whet.cli.main import main
@@ -56,9 +55,7 @@ def test_killed_between_checkpoints_is_tracked_like_an_undisturbed_run(workplace
     assert main(["train", *mine, *KEYS, "name=whole"]) == 0
     command = ["train", *mine, *KEYS, "name=killed"]
     folder, whole = (workplace / "outputs/runs" / name for name in ("killed", "whole"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "whet", *command], env=alone(), stderr=subprocess.DEVNULL
-    )
+    process = forked.start("-m", "whet", *command, env=alone())
     path = folder / "metrics.jsonl"
     wait_for(lambda: path.is_file() and path.read_text().count("\n") >= 8)
     process.kill()

@@ -65,9 +65,9 @@ def test_hyper_parameters_stand_in_the_same_folder_with_secrets_masked(events):
     started = hparams(events, "session_start_info").session_start_info.hparams
     assert started["optimizer.lr"].number_value == 0.5 and started["seed"].number_value == 1
     assert started["optimizer.name"].string_value == "adamw" and started["api_key"].string_value == "***"
+    assert started["optimizer.nesterov"].bool_value is True
     assert "tags" not in started
-    metrics = [info.name.tag for info in hparams(events, "experiment").experiment.metric_infos]
-    assert metrics == ["test/accuracy", "final/best_step"]
+    assert "_hparams_/experiment" not in events.summary_metadata, "one run's would be taken for all runs"
     assert [e.value for e in events.Scalars("final/best_step")] == [2]
 
 
@@ -79,7 +79,10 @@ def test_confusion_image_and_curves(events):
         assert make_ndarray(event.tensor_proto)[4].max() == 1.0  # precision of a perfect model
 
 
-@pytest.mark.parametrize(("status", "shown"), [("finished", "STATUS_SUCCESS"), ("failed", "STATUS_FAILURE")])
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [("finished", "STATUS_SUCCESS"), ("failed", "STATUS_FAILURE"), ("pruned", "STATUS_UNKNOWN")],
+)
 def test_status(tmp_path, status, shown):
     ended = hparams(run(tmp_path, status), "session_end_info").session_end_info
     assert ended.status == Status.Value(shown)
@@ -107,7 +110,7 @@ def killed(folder, resumed_after, steps, value):
 def test_what_is_logged_is_on_disk_at_once(tmp_path):
     """The kill that comes next must not lose what a checkpoint already knows of."""
     sink = killed(tmp_path, None, (1, 2), 0.0)
-    assert raw(tmp_path) == [("train/loss", 1), ("train/loss", 2)]
+    assert raw(tmp_path) == [("_hparams_/session_start_info", 0), ("train/loss", 1), ("train/loss", 2)]
     sink._file.close()
 
 
@@ -137,7 +140,9 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path):
     sinks.append(killed(tmp_path, 3, (5, 6), 2.0))  # now every other step
     shown = [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")]
     assert shown == [(1, 0), (2, 0), (3, 1), (5, 2), (6, 2)]
-    assert [step for _, step in raw(tmp_path)] == [1, 2, 3, 5, 6]
+    tags = [tag for tag, _ in raw(tmp_path)]
+    assert tags.count("_hparams_/session_start_info") == 1
+    assert [step for tag, step in raw(tmp_path) if tag == "train/loss"] == [1, 2, 3, 5, 6]
     for sink in sinks:
         sink._file.close()
 

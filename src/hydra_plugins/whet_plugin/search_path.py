@@ -11,6 +11,9 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+GROUP = "sweep"
+"""Config group of a `sweeps/` folder."""
+
 
 class SignatureConfigSource(FileConfigSource):
     """Reads YAML like Hydra's `file://` and completes `_target_` nodes from the signatures they name."""
@@ -29,6 +32,41 @@ class SignatureConfigSource(FileConfigSource):
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         names = super().list(config_path, results_filter)
         return [name for name in names if not name.startswith((".", "__"))]
+
+
+class SweepSource(SignatureConfigSource):
+    """The files of a `sweeps/` folder as the config group `sweep`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "whet-sweeps"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        from omegaconf import OmegaConf
+
+        from whet.config import complete
+
+        result = FileConfigSource.load_config(self, _inside(config_path))
+        config: Any = result.config
+        if (own := config.get(GROUP)) is not None:
+            config[GROUP] = OmegaConf.create(complete(OmegaConf.to_container(own, resolve=False)))
+        return result
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path == GROUP
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.startswith(f"{GROUP}/") and super().is_config(_inside(config_path))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == GROUP and results_filter is not ObjectType.GROUP:
+            return sorted(path.stem for path in Path(self.path).glob("*.yaml") if path.stem[0] not in "._")
+        return [GROUP] if config_path == "" and results_filter is not ObjectType.CONFIG else []
+
+
+def _inside(config_path: str) -> str:
+    """`sweep/lr_warmup` is the folder's `lr_warmup`."""
+    return config_path.removeprefix(f"{GROUP}/")
 
 
 def completed(group: str, config: Any, folders: list[Path]) -> Any:
@@ -80,7 +118,7 @@ def packaged() -> Path:
 
 
 class WhetSearchPath(SearchPathPlugin):
-    """Puts a `conf/` of the current directory in front of the packaged one."""
+    """Puts `conf/` and `sweeps/` of the current directory in front of the packaged ones."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         shipped = packaged()
@@ -90,4 +128,14 @@ class WhetSearchPath(SearchPathPlugin):
                 own = (Path.cwd() / "conf").resolve()
                 if own.is_dir() and own != shipped:
                     search_path.prepend("user", f"whet://{own}", anchor="main")
+                _add_sweeps(search_path)
                 return
+
+
+def _add_sweeps(search_path: ConfigSearchPath) -> None:
+    from whet.config import sweeps_dir
+
+    own, shipped = (Path.cwd() / "sweeps").resolve(), sweeps_dir().resolve()
+    for folder in dict.fromkeys((own, shipped)):
+        if folder.is_dir():
+            search_path.append("sweeps", f"whet-sweeps://{folder}")

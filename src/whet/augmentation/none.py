@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    import numpy as np
+from whet.augmentation.batches import OnBatches
 
 
-def none(
-    texts: list[tuple[str, ...]], labels: list[Any], rng: np.random.Generator
-) -> tuple[list[tuple[str, ...]], list[Any]]:
-    """Texts and labels unchanged."""
-    return texts, labels
+@dataclass(kw_only=True)
+class NoAugmentation(OnBatches):
+    """The training rows unchanged, and the batches too."""

@@ -97,9 +97,24 @@ def listen() -> None:
     root = logging.getLogger("whet")
     root.setLevel(logging.DEBUG)
     root.propagate = False
-    if any(isinstance(handler, Messages) for handler in root.handlers):
-        return
-    root.addHandler(Messages())
+    from whet.tracking.progress import be_quiet
+
+    be_quiet(False)
+    there = [handler for handler in root.handlers if isinstance(handler, Messages)]
+    for handler in there:
+        handler.setLevel(logging.INFO)
+    if not there:
+        root.addHandler(Messages())
+
+
+def hush() -> None:
+    """Show only warnings of what follows: a sweep has lines of its own; the run's log keeps everything."""
+    from whet.tracking.progress import be_quiet
+
+    for handler in logging.getLogger("whet").handlers:
+        if isinstance(handler, Messages):
+            handler.setLevel(logging.WARNING)
+    be_quiet(True)
 
 
 class Messages(logging.Handler):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 from typing import Any
 
 from whet.cli.app import normal
+from whet.cli.words import completions
+from whet.config import conf_dir
 from whet.errors import ConfigError, nearest
 
 BASH = """_whet_completion()
@@ -56,6 +59,11 @@ def query(line: str) -> list[str]:
     last = words[-1] if complete_word else ""
     if last.startswith("-"):
         return [f"{flag} " for flag in _FLAGS if flag.startswith(last)]
+    if not (conf_dir() / f"{command}.yaml").is_file():
+        module = importlib.import_module(f"whet.cli.{command}")
+        if own := getattr(module, "complete", None):  # of a command that has words of its own
+            return list(own(words[2 : len(words) - complete_word], last))
+        return completions(module.COMMAND, last)
     return _overrides(command, rest + ("" if complete_word else " "))
 
 
@@ -69,8 +77,6 @@ def _overrides(command: str, line: str) -> list[str]:
     from hydra.errors import HydraException
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from whet.config import conf_dir
-
     GlobalHydra.instance().clear()
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -82,5 +88,7 @@ def _overrides(command: str, line: str) -> list[str]:
         except HydraException:  # an earlier word is wrong: nothing to offer
             return []
     return [
-        item if item.endswith(("=", ".", "/")) else f"{item} " for item in found if "_target_" not in item
+        item if item.endswith(("=", ".", "/")) else f"{item} "
+        for item in found
+        if not item.startswith("_") and "._" not in item
     ]

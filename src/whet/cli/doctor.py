@@ -113,7 +113,7 @@ def _wandb() -> dict[str, str]:
     if logged_in(wandb.Settings()):
         return _finding("good", "wandb login", "yes: runs go online")
     return _finding(
-        "note", "wandb login", "no: runs are kept offline in their folder (wandb login; wandb sync later)"
+        "note", "wandb login", "no: runs are kept offline in their folder (wandb login; whet sync later)"
     )
 
 

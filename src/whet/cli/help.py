@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from whet.config import conf_dir
+from whet.config import conf_dir, sweeps_dir
 
 EXAMPLES = {
     "train": """
@@ -14,23 +14,37 @@ EXAMPLES = {
   whet train peft=lora optimizer.lr=3e-4 engine.duration=2ep other choices, other values
   whet train task=imdb task.max_length=256                   another task
   whet train experiment=imdb_bert                            a preset
+  whet train augmentation=eda augmentation.copies=2          changed copies of the training rows
   whet train model=local model.weights.path=DIR              a model directory of yours
   whet train debug=fast                                      a few steps: does everything run?
   whet train -m peft=none,lora seed=1,2,3                    a grid of six runs
   whet train -m seed=1,2,3 hydra/launcher=joblib             …side by side (pip install 'whet[joblib]')
+  whet train -m sweep=lr_warmup hydra.sweeper.n_trials=20    Optuna searches, weak trials end early
+  whet train -m sweep=optuna 'optimizer.lr=tag(log,interval(1e-5,1e-3))' any ranges; again: it goes on
   whet train resume=outputs/runs/RUN                         go on with an interrupted run
   whet train optimizer=sgd --cfg job                         show the composed config, run nothing""",
+    "pretrain": """
+  whet pretrain task=rotten_tomatoes                         hide tokens of the task's texts, guess them
+  whet pretrain task=imdb texts=more.txt engine.duration=10ep further texts, longer
+  whet train model=local model.weights.path=outputs/pretraining/RUN/model
+  whet pretrain resume=outputs/pretraining/RUN               go on with an interrupted one""",
     "evaluate": """
   whet evaluate run=outputs/runs/RUN                         the test split again
   whet evaluate run=outputs/runs/RUN split=validation        another split
-  whet evaluate run=outputs/runs/RUN input=new.csv           a labelled file with the task's columns""",
+  whet evaluate run=outputs/runs/RUN input=new.csv           a labelled file with the task's columns
+  whet evaluate run=outputs/runs/A,outputs/runs/B            an ensemble: the mean of their probabilities""",
     "predict": """
   echo "a fine film" | whet predict run=outputs/runs/RUN     plain lines in, JSON lines out
   whet predict run=outputs/runs/RUN input=in.csv output=out.jsonl text=review
   jq -c '{text: .body}' mails.json | whet predict run=RUN    JSON lines from another program""",
+    "merge": """
+  whet merge run=outputs/runs/RUN output=merged              LoRA and its kin go into the weights
+  whet predict run=merged input=in.csv                       as quick as without a method
+  whet train model=local model.weights.path=merged           or train it again""",
     "data": """
   whet data task=rotten_tomatoes                             counts, balance, lengths, audit, samples
   whet data task=imdb task.max_length=256 samples=3          with another length
+  whet data task=spam augmentation=eda                       rows before and after, and the cost of a text
   whet data task=mine output=mine.json                       a task of yours (conf/task/mine.yaml)""",
     "doctor": """
   whet doctor                                                look at everything
@@ -63,7 +77,7 @@ _OPTIONS = [
     "  --info defaults    where each part of the config comes from",
     "  --hydra-help       Hydra's own options",
     "",
-    "A conf/ folder in the current directory adds to (and overrides) the packaged one.",
+    "conf/ and sweeps/ folders in the current directory add to (and override) the packaged ones.",
 ]
 
 
@@ -84,7 +98,7 @@ def _read(command: str) -> tuple[str, dict[str, str], list[str]]:
 
 def explain_choice(command: str, argument: str) -> str:
     """What a choice is and what its settings mean: `optimizer=sgd`, or `optimizer` for the default choice."""
-    from whet.config import TARGET, compose, resolve
+    from whet.config import SPACE, TARGET, compose, resolve
 
     group, _, name = argument.partition("=")
     config = compose(command, [f"{group}={name}"] if name else []).get(group)
@@ -98,7 +112,7 @@ def explain_choice(command: str, argument: str) -> str:
         "",
     ]
     for key, value in config.items():
-        if key != TARGET:
+        if key not in (TARGET, SPACE):
             lines += _explained(f"{group}.{key}", value, documented.get(key, ""))
     return "\n".join(lines)
 
@@ -174,7 +188,8 @@ def _groups(defaults: dict[str, str]) -> list[str]:
 def choices(group: str, default: str) -> list[tuple[str, str]]:
     """(name, first comment line) of a group's choices, the default first; the user's own included."""
     found: dict[str, str] = {}
-    for folder in (conf_dir() / group, Path.cwd() / "conf" / group):
+    own = Path.cwd() / ("sweeps" if group == "sweep" else f"conf/{group}")
+    for folder in (sweeps_dir() if group == "sweep" else conf_dir() / group, own):
         for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
             found[path.stem] = _title(path)
     names = sorted(found, key=lambda name: (name != default, name))

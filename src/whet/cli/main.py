@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import logging
 import os
@@ -17,15 +16,19 @@ from whet.ranks import here
 
 COMMANDS = {
     "train": "fine-tune a model on a task, test it, report",
-    "evaluate": "test a finished run on a split or a file of yours",
+    "pretrain": "go on pretraining a model on a task's texts",
+    "evaluate": "test a finished run, or an ensemble, on a split or a file",
     "predict": "label texts with a finished run",
+    "dashboard": "open the pages of Optuna and TensorBoard on what has run",
+    "sync": "upload runs to W&B that were recorded offline",
+    "merge": "fold a run's PEFT method into an ordinary model",
+    "soup": "average the weights of finished runs into one model",
     "data": "show what a task's data holds",
+    "runs": "list, filter, group and compare runs and sweeps; show one",
+    "report": "show a run, several runs or a sweep in one HTML file",
     "doctor": "check versions, devices, hub, W&B and disk",
     "completion": "print the tab completion script of your shell",
 }
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""A disk that is full, a quota or a limit that is reached, a disk that can't be written."""
 
 USAGE = """whet {version}: fine-tune language models from one composed config.
 
@@ -39,6 +42,10 @@ first steps:
   whet train                                  MiniLM on movie reviews, minutes on two cores
   whet train peft=lora optimizer.lr=3e-4      override anything
   whet train -m peft=none,lora seed=1,2,3     a grid of runs
+  whet train -m sweep=lr_warmup               a search; the same again goes on
+  whet runs sort=-test                        what came out, best first
+  whet report outputs/sweeps/NAME             a sweep, a run or several as one HTML page
+  whet dashboard                              sweeps and runs in your browser
   whet COMMAND --help                         its groups, choices and examples
 
 Tab completion: eval "$(whet completion bash)"
@@ -82,9 +89,9 @@ def _guarded(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if tracing or not (is_expected(error) or _lacks_room(error)):
+        if tracing or not is_expected(error):
             raise
-        known = _full_disk(error) if _lacks_room(error) else explain(error, arguments[1:], arguments[0])
+        known = explain(error, arguments[1:], arguments[0])
         print(f"whet: {one_line(known)}", file=sys.stderr)
         return known.exit_code
 
@@ -99,17 +106,6 @@ def _speaking(first: bool) -> Iterator[None]:
     logging.disable()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         yield
-
-
-def _lacks_room(error: Exception) -> bool:
-    """Whether a disk is full, as Python says it or a library in Rust (safetensors, tokenizers)."""
-    if isinstance(error, OSError):
-        return error.errno in NO_ROOM
-    return str(error).endswith(tuple(f"(os error {number})" for number in NO_ROOM))
-
-
-def _full_disk(error: Exception) -> WhetError:
-    return WhetError(f"{one_line(error)}; make room, then go on with resume=auto")
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:

@@ -56,6 +56,9 @@ class Multirun(Callback):
         given = any(str(item).startswith("hydra.sweep.dir=") for item in config.hydra.overrides.hydra)
         told = [str(item) for item in config.hydra.overrides.task]
         place = Path(str(config.hydra.sweep.dir)).absolute()
+        if is_searched(config):  # a study has one folder, however often the command is given
+            _current.folder = place
+            return
         if not given:
             place = unfinished_multirun(place, told) or new_folder(place, stamp())
             with open_dict(config):
@@ -67,8 +70,16 @@ class Multirun(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from whet.engine.continuing import note_multirun
 
+        if is_searched(config):
+            return
+
         told = [str(item) for item in config.hydra.overrides.task]
         note_multirun(Path(str(config.hydra.sweep.dir)), told, status="finished")
+
+
+def is_searched(config: DictConfig) -> bool:
+    """Whether Optuna leads the multirun."""
+    return str(config.hydra.sweeper.get("_target_", "")).endswith(".OptunaSweeper")
 
 
 @contextlib.contextmanager
@@ -94,6 +105,8 @@ def _finish() -> bool:
     """Whether there was a multirun with jobs to tell of."""
     if _current.folder is None:
         return False
+    if (_current.folder / "sweep.json").is_file():
+        return _finish_sweep(_current.folder)
     _current.rows = jobs_of(_current.folder)
     if not _current.rows:
         return False
@@ -105,6 +118,19 @@ def _finish() -> bool:
         print(f"{len(failed)} of {len(_current.rows)} jobs did not finish", file=sys.stderr)
         print("to go on: the same command with resume=auto", file=sys.stderr)
     return True
+
+
+def _finish_sweep(folder: Path) -> bool:
+    """Tell what a sweep came to; trials that failed make it fail."""
+    from whet.sweep.results import told_of
+
+    text, failed, left = told_of(folder)
+    print(text)
+    if failed or left:
+        _current.exit_code = max(_current.exit_code, 1)
+    if left:
+        print(f"{left} trials are left; to go on: the same command", file=sys.stderr)
+    return False
 
 
 def jobs_of(folder: Path) -> list[dict[str, Any]]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.cli.app import launch, listen, overrides
+from whet.cli.app import hush, launch, listen, overrides
+from whet.cli.sweeping import SWEEP
 from whet.config import Node, build, to_plain
 from whet.engine.distributed import World, current
 from whet.errors import Interrupted, WhetError, one_line
+from whet.sweep.current import Current
+from whet.sweep.current import current as current_trial
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from whet.engine.continuing import Job
     from whet.engine.train import Outcome, Parts
+    from whet.engine.trial import Trial
+
+__all__ = ["SWEEP", "main", "run"]  # a sweep finds SWEEP beside the function that it calls
 
 
 def main(arguments: list[str]) -> int:
@@ -43,6 +51,8 @@ def run(composed: DictConfig) -> Any:
     listen()
     world, job = current(), _job()
     config = world.told(lambda: to_plain(composed))
+    if (trial := current_trial()) is not None:
+        return _run_trial(config, trial, world)
     earlier, status = world.told(lambda: _earlier(config, job))
     if earlier is not None and status == "finished":
         outcome = recorded(earlier)
@@ -63,6 +73,45 @@ def run(composed: DictConfig) -> Any:
     return done if job is None or done is None else done.primary
 
 
+def _run_trial(config: Node, trial: Current, world: World) -> float | list[float]:
+    """One run of a sweep's trial, or what is missing of it."""
+    from whet.cli.sweeping import not_alive, run_trial, status
+    from whet.engine.continuing import STARTING, claim
+    from whet.engine.warm import keeping_on
+
+    def begin(asked: Trial, folder: Path) -> None:
+        job = _job()
+        not_alive(folder)
+        if status(folder) in (None, STARTING):
+            folder.mkdir(parents=True, exist_ok=True)
+            claim(folder, config, overrides())
+            with _noting_failure(folder, config, asked):
+                _train(config, folder, job, world, asked)
+        else:
+            _go_on(config, folder, job, world, asked)
+
+    hush()
+    keeping_on()
+    return run_trial(trial, lambda: _parts(config, world), begin)
+
+
+@contextlib.contextmanager
+def _noting_failure(folder: Path, config: Node, asked: Trial) -> Iterator[None]:
+    """A trial that fails before it has a run leaves its reason in its folder."""
+    from whet.engine.continuing import STARTING
+    from whet.engine.run import Run, failed_before_start, read_record
+
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if read_record(folder)["status"] == STARTING:
+            failed_before_start(folder, config, overrides(), error)
+            Run(folder, read_record(folder)).update(trial=asked.facts)
+        raise
+
+
 def _earlier(config: Node, job: Job | None) -> tuple[Path | None, str]:
     """The folder to go on with, if there is one, and how far its run came."""
     from whet.engine.continuing import STARTING, found
@@ -72,7 +121,9 @@ def _earlier(config: Node, job: Job | None) -> tuple[Path | None, str]:
     return folder, STARTING if folder is None else str(read_record(folder)["status"])
 
 
-def _train(config: Node, folder: Path | None, job: Job | None, world: World) -> Outcome | None:
+def _train(
+    config: Node, folder: Path | None, job: Job | None, world: World, trial: Trial | None = None
+) -> Outcome | None:
     from whet.engine.continuing import begin
     from whet.engine.run import Run, new_folder
     from whet.engine.train import execute, get_ready, run_name
@@ -83,10 +134,12 @@ def _train(config: Node, folder: Path | None, job: Job | None, world: World) -> 
     place = world.told(lambda: folder or new_folder(parts.paths.outputs() / "runs", name))
     size = world.ranks.size
     run = begin(place, config, overrides(), size) if world.first else Run(place, writes=False)
-    return execute(parts, ready, run, config, _group(job))
+    return execute(parts, ready, run, config, _group(job), trial=trial)
 
 
-def _go_on(config: Node, folder: Path, job: Job | None, world: World) -> Outcome | None:
+def _go_on(
+    config: Node, folder: Path, job: Job | None, world: World, trial: Trial | None = None
+) -> Outcome | None:
     """Complete the run of a folder."""
     from whet.engine.continuing import saved_config
     from whet.engine.run import Run
@@ -97,7 +150,7 @@ def _go_on(config: Node, folder: Path, job: Job | None, world: World) -> Outcome
     ready = get_ready(parts)
     exact, size = parts.engine.deterministic, world.ranks.size
     run = Run.reopen(folder, exact, size) if world.first else Run(folder, writes=False)
-    return execute(parts, ready, run, told, _group(job), resume=True)
+    return execute(parts, ready, run, told, _group(job), resume=True, trial=trial)
 
 
 def _parts(config: Node, world: World) -> Parts:
@@ -108,6 +161,8 @@ def _parts(config: Node, world: World) -> Parts:
     parts: Parts = build(config, Parts)()
     if not world.first:
         parts.tracking = Tracking(log_every=parts.tracking.log_every)
+    if current_trial() is not None:
+        parts.tracking.sinks.pop("console", None)  # the sweep tells of its trials
     return parts
 
 

@@ -1,18 +1,28 @@
-"""Hydra's and OmegaConf's errors, told in whet's way: key, value, nearest valid choice, one line."""
+"""Others' errors, told in whet's way: key, value, nearest valid choice, one line."""
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any
 
 from whet.errors import ConfigError, WhetError, nearest, one_line
 
 _EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A disk that is full, a quota or a limit that is reached, a disk that can't be written."""
 
 
 def is_expected(error: BaseException) -> bool:
     """Whether a user can have caused `error`."""
-    return isinstance(error, _expected())
+    return isinstance(error, _expected()) or _lacks_room(error)
+
+
+def _lacks_room(error: BaseException) -> bool:
+    """Whether a disk is full, as Python says it or a library in Rust (safetensors, tokenizers)."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return str(error).endswith(tuple(f"(os error {number})" for number in _NO_ROOM))
 
 
 def _expected() -> tuple[type[Exception], ...]:
@@ -26,6 +36,8 @@ def explain(error: BaseException, arguments: list[str], command: str) -> WhetErr
     """The one-line form of an expected error."""
     if isinstance(error, WhetError):
         return error
+    if _lacks_room(error):
+        return WhetError(f"{one_line(error)}; make room, then go on with resume=auto")
     from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, MissingConfigException):

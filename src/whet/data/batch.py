@@ -80,22 +80,41 @@ class Collator:
         """The batch of `rows` on `device`."""
         import torch
 
-        lengths = self.tokens.lengths[rows]
-        width = self.batching.padded(int(lengths.max()))
-        slots = np.arange(width)[None, :]
-        mask = slots >= width - lengths[:, None] if self.left else slots < lengths[:, None]
-        arrays = {"input_ids": self._fill(rows, mask, self.tokens.ids, self.pad_id), "attention_mask": mask}
-        if self.wants_types:
-            arrays["token_type_ids"] = self._fill(rows, mask, self.tokens.types, self.pad_type)
-        inputs = {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
+        lengths = self.tokens.lengths_of(rows)
+        mask = self.mask(rows)
+        places = np.cumsum(mask, axis=1) + (self.tokens.offsets[rows, None] - 1)
+        inputs = self.inputs(places, mask, device)
         inputs["attention_mask"].text_lengths = lengths.tolist()  # type: ignore[attr-defined]  # for packing
         labels = torch.from_numpy(np.ascontiguousarray(self.labels[rows])).to(device)
         return Batch(inputs, labels, rows, int(lengths.sum()))
 
-    def _fill(
-        self, rows: NDArray[np.int64], mask: NDArray[np.bool_], flat: NDArray[Any], pad: int
+    def mask(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[batch, length] where in the batch of `rows` texts lie."""
+        lengths = self.tokens.lengths_of(rows)[:, None]
+        width = self.batching.padded(int(lengths.max()))
+        slots = np.arange(width)[None, :]
+        return np.asarray(slots >= width - lengths if self.left else slots < lengths)
+
+    def inputs(
+        self, places: NDArray[np.int64], mask: NDArray[np.bool_], device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """The model's arguments.
+
+        Args:
+            places: [batch, length] of tokens among those of all texts; anything where there is padding.
+            mask: [batch, length] where there is none.
+            device: to put them on.
+        """
+        import torch
+
+        ids = self._tokens(self.tokens.ids, places, mask, self.pad_id)
+        found = {"input_ids": ids, "attention_mask": mask}
+        if self.wants_types:
+            found["token_type_ids"] = self._tokens(self.tokens.types, places, mask, self.pad_type)
+        return {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in found.items()}
+
+    def _tokens(
+        self, flat: NDArray[Any], places: NDArray[np.int64], mask: NDArray[np.bool_], pad: int
     ) -> NDArray[Any]:
-        filled = np.full(mask.shape, pad, dtype=np.int64)
-        starts = self.tokens.offsets
-        filled[mask] = np.concatenate([flat[starts[r] : starts[r + 1]] for r in rows])
-        return filled
+        """[batch, length] what lies at `places`, and `pad` where the mask has no text."""
+        return np.where(mask, flat.take(places, mode="clip"), pad)

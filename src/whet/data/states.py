@@ -100,6 +100,13 @@ class States:
         made = torch.from_numpy(filled)
         return made.view(torch.bfloat16) if form.dtype == "bfloat16" else made
 
+    def alone(self, rows: Rows) -> torch.Tensor:
+        """[batch, 1, width] states of `rows`, of each of which one token is kept."""
+        import torch
+
+        made = torch.from_numpy(self.values[rows][:, None])
+        return made.view(torch.bfloat16) if self.form.dtype == "bfloat16" else made
+
 
 def spans(mask: NDArray[np.bool_], keep: Keep) -> list[tuple[int, int]]:
     """(start, end) of the kept tokens in each row of `mask` [batch, length]; a text lies in one piece."""
@@ -151,7 +158,7 @@ def find(room: Path, key: dict[str, Any], form: Form) -> States | None:
             return None
         os.utime(folder / _MANIFEST)
         mapped = np.memmap(path, dtype=form.stored, mode="r", shape=form.shape)
-        return States(form, mapped.view(np.ndarray))  # a slice of a memmap costs ten times as much
+        return States(form, mapped.view(np.ndarray))  # slices of a memmap are slow
     except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged in whatever way
         return None
 
@@ -291,23 +298,36 @@ class Above(Collator):
     """Of the same split; None leaves them out."""
     least: int = 0
     """Smaller batches, in tokens with padding, leave them out and run through all layers."""
+    alone: bool = False
+    """The one kept token of a text is all that is given of it."""
 
     @classmethod
-    def on(cls, collator: Collator, states: States | None, batching: Batching, least: int = 0) -> Above:
+    def on(
+        cls,
+        collator: Collator,
+        states: States | None,
+        batching: Batching,
+        least: int = 0,
+        alone: bool = False,
+    ) -> Above:
         """`collator` with states."""
         same = {field.name: getattr(collator, field.name) for field in fields(Collator)}
-        return cls(**{**same, "batching": batching}, states=states, least=least)
+        return cls(**{**same, "batching": batching}, states=states, least=least, alone=alone)
 
     def __call__(self, rows: Rows, device: torch.device) -> Batch:
         """The batch of `rows` on `device`."""
-        batch = super().__call__(rows, device)
-        mask = batch.inputs["attention_mask"]
-        if self.states is not None and mask.numel() >= self.least:
-            states = self.states.padded(rows, self._mask(rows, mask.shape[1]))
-            batch.inputs[STATES] = states.to(device)
-        return batch
+        import torch
 
-    def _mask(self, rows: Rows, width: int) -> NDArray[np.bool_]:
-        """[batch, width] where texts lie, without reading it back from a device."""
-        lengths, slots = self.tokens.lengths[rows][:, None], np.arange(width)[None, :]
-        return slots >= width - lengths if self.left else slots < lengths
+        lengths = self.tokens.lengths_of(rows)
+        if self.states is None or len(rows) * self.batching.padded(int(lengths.max())) < self.least:
+            return super().__call__(rows, device)
+        if not self.alone:
+            batch = super().__call__(rows, device)
+            batch.inputs[STATES] = self.states.padded(rows, self.mask(rows)).to(device)
+            return batch
+        offsets = self.tokens.offsets
+        places = offsets[rows] if self.states.form.keep == "first" else offsets[rows + 1] - 1
+        inputs = self.inputs(places[:, None], np.ones((len(rows), 1), dtype=np.bool_), device)
+        inputs[STATES] = self.states.alone(rows).to(device)
+        labels = torch.from_numpy(np.ascontiguousarray(self.labels[rows])).to(device)
+        return Batch(inputs, labels, rows, int(lengths.sum()))

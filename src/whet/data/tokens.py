@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,10 @@ class Tokens:
     def lengths(self) -> NDArray[np.int64]:
         """[n] tokens of each text."""
         return np.diff(self.offsets)
+
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the given texts, without a look at the others."""
+        return self.offsets[rows + 1] - self.offsets[rows]
 
 
 def tokenizer_hash(folder: Path) -> str:
@@ -136,8 +140,13 @@ def tokenize_splits(
     }
 
 
-def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
-    """Token ids of `texts`, without the cache.
+def encode(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    shown: Literal["auto", "off"] = "auto",
+) -> Tokens:
+    """Token ids of `texts`, without the cache; `shown=off` tells nobody how far it is.
 
     A text without any token (an empty one, where the tokenizer adds no special tokens) becomes one padding
     token, so that a model has something to read.
@@ -149,7 +158,7 @@ def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase,
 
     _has_room(tokenizer, max_length, pair=bool(texts) and len(texts[0]) > 1)
     ids, types, truncated = [_NOTHING], [_NOTHING], []
-    with progress(len(texts), "tokenising", "texts") as advance:
+    with progress(len(texts), "tokenising", "texts", shown) as advance:
         for chunk in _chunks(texts):
             for row in _encode_chunk(chunk, tokenizer, max_length):
                 ids.append(np.array(row.ids or [tokenizer.pad_token_id], dtype=np.int32))
@@ -211,7 +220,7 @@ def _open(folder: Path, key: dict[str, Any]) -> Tokens | None:
         whole = all(file_sha256(folder / f"{name}.npy") == written["sha256"][name] for name in _ARRAYS)
         if written["key"] != key or not whole:
             return None
-        # as plain arrays: a slice of a memmap costs ten times as much
+        # as plain arrays: slices of a memmap are slow
         return Tokens(*(np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _ARRAYS))
     except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged in whatever way
         return None

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whet.data.batch import Collator, Examples
+from whet.augmentation.base import Augmentation, Surroundings, Training
+from whet.data.batch import Collator
 from whet.data.tokens import Tokens, texts_hash, tokenize_splits
 from whet.engine.distributed import ALONE, World
 from whet.engine.evaluate import Evaluator
 from whet.engine.plan import Plan
 from whet.engine.step import Objective, Schedule, Stepper
-from whet.errors import DataError
+from whet.errors import DataError, ModelError
 from whet.peft.base import trained_names
+from whet.randomness import untouched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,18 +52,38 @@ class Prepared:
     """Tokenised data of a run."""
 
     corpus: Corpus
+    """As it was loaded."""
+    training: Training
+    """The rows that are trained on."""
     tokens: dict[str, Tokens]
+    """Of every split; those of `training` under `train`."""
     criterion: Criterion
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each split's texts."""
-        return {name: texts_hash(examples.texts) for name, examples in self.corpus.splits.items()}
+        """SHA-256 of each split's texts; of the training split's with all copies."""
+        splits = {**self.corpus.splits, "train": self.training.examples}
+        return {name: texts_hash(examples.texts) for name, examples in splits.items()}
 
 
 def prepare(
-    task: Task, corpus: Corpus, loaded: Loaded, augmentation: Any, paths: Paths, seed: int
+    task: Task,
+    corpus: Corpus,
+    loaded: Loaded,
+    augmentation: Augmentation,
+    paths: Paths,
+    seed: int,
+    epochs: Callable[[int], int],
 ) -> Prepared:
     """Augment the training rows, tokenise every split.
+
+    Args:
+        task: says how rows are cut and weighted; class weights come from the original rows.
+        corpus: the rows.
+        loaded: the model, for its tokenizer.
+        augmentation: makes the rows that are trained on.
+        paths: of the caches.
+        seed: of the augmentation.
+        epochs: how many epochs the run has at most, for so many rows an epoch.
 
     Raises:
         DataError: a split is missing or empty.
@@ -69,37 +92,41 @@ def prepare(
         if name not in corpus.splits or not len(corpus.splits[name]):
             raise DataError("task.split", f"no rows for the {name} split; split.{name} sets its share", "")
     train = corpus.splits["train"]
-    texts, labels = augmentation(train.texts, list(train.labels), np.random.default_rng(seed))
-    ids = train.ids if len(texts) == len(train) else np.array([f"augmented-{i}" for i in range(len(texts))])
-    corpus.splits["train"] = Examples("train", ids, texts, np.asarray(labels, dtype=train.labels.dtype))
+    around = Surroundings(paths, corpus.label_names)
+    with untouched():
+        training = augmentation.training(train, around, seed, epochs)
     limit, folder, room = max_length(task, loaded), loaded.located.folder, paths.cached("tokens")
-    tokens = tokenize_splits(corpus.splits, loaded.tokenizer, limit, folder, room)
-    return Prepared(corpus, tokens, task.criterion(corpus.splits["train"].labels, corpus.label_names))
+    splits = {**corpus.splits, "train": training.examples}
+    tokens = tokenize_splits(splits, loaded.tokenizer, limit, folder, room)
+    return Prepared(corpus, training, tokens, task.criterion(train.labels, corpus.label_names))
 
 
 def max_length(task: Task, loaded: Loaded) -> int:
     """The task's length, within what the model has positions for."""
-    positions = getattr(loaded.model.config, "max_position_embeddings", None) or task.max_length
-    pad = loaded.model.config.pad_token_id or 0
-    usable = positions - pad - 1 if loaded.model.config.model_type in _OFFSET_POSITIONS else positions
+    from whet.model.layers import positions
+
+    usable = positions(loaded.model.config) or task.max_length
     if 0 < usable < task.max_length:
         log.warning(
             "task.max_length=%d: the model has %d positions; texts are cut there", task.max_length, usable
         )
-        return int(usable)
+        return usable
     return task.max_length
 
 
-_OFFSET_POSITIONS = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "mpnet",
-    "longformer",
-    "xlm-roberta-xl",
-    "data2vec-text",
-)
-"""Architectures whose position ids start after the padding id."""
+def check_room(task: Task, loaded: Loaded, model: nn.Module) -> None:
+    """See whether the longest texts leave room for the soft tokens of a prompt.
+
+    Raises:
+        ModelError: they don't.
+    """
+    from whet.model.layers import positions
+    from whet.peft.prompt import soft_tokens
+
+    room, soft = positions(loaded.model.config), soft_tokens(model)
+    if soft and room is not None and max_length(task, loaded) + soft > room:
+        problem = f"the model has {room} positions, and peft.tokens takes {soft} of them: set {room - soft}"
+        raise ModelError("task.max_length", problem, task.max_length)
 
 
 def evaluator(name: str, task: Task, data: Prepared, loaded: Loaded, engine: Engine, amp: Amp) -> Evaluator:
@@ -111,8 +138,8 @@ def evaluator(name: str, task: Task, data: Prepared, loaded: Loaded, engine: Eng
 
 def make_plan(data: Prepared, engine: Engine, debug: Debug, seed: int) -> Plan:
     """All updates of the run."""
-    lengths = data.tokens["train"].lengths
-    return Plan.of(lengths, engine.batching, engine.accumulate, seed, engine.duration, debug.steps)
+    lengths, editions = data.tokens["train"].lengths, data.training.editions
+    return Plan.of(lengths, engine.batching, engine.accumulate, seed, engine.duration, debug.steps, editions)
 
 
 def make_stepper(
@@ -130,7 +157,7 @@ def make_stepper(
 ) -> Stepper:
     """What makes the updates; moves the model to the device."""
     model.to(amp.device)
-    train = data.corpus.splits["train"]
+    train = data.training.examples
     return Stepper(
         model=model,
         criterion=data.criterion,
@@ -153,8 +180,10 @@ def describe_data(data: Prepared, plan: Plan, padding: float) -> str:
     """One paragraph on rows, lengths, padding and truncation."""
     rows = ", ".join(f"{len(examples):,} {name}" for name, examples in data.corpus.splits.items())
     train = data.tokens["train"]
+    added = len(data.training.examples) - len(data.corpus.splits["train"])
+    copies = f", {added:,} rows added by augmentation" if added else ""
     return (
-        f"data: {rows} rows; {train.lengths.mean():.1f} tokens a text, padding {padding:.1%}, "
+        f"data: {rows} rows{copies}; {train.lengths.mean():.1f} tokens a text, padding {padding:.1%}, "
         f"truncated {train.truncated.mean():.1%}; {plan.per_epoch} updates an epoch, {plan.total} in all"
     )
 

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 from whet.engine.step import StepResult, figures
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
     from whet.evaluation.predictions import Predictions
     from whet.tracking.base import Tracking
 
@@ -67,6 +71,13 @@ class Callback:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs beside that; the same on every process."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `tensors` gave."""
 
 
 @dataclass

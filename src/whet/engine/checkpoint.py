@@ -99,16 +99,10 @@ class Checkpoints:
         Raises:
             OSError: it can't be written; nothing is left of it, and older checkpoints are untouched.
         """
-        from safetensors import SafetensorError
-
         target = self.at(step)
         with aside(target) as beside:
             beside.mkdir()
-            try:
-                known = write(beside)
-            except SafetensorError as error:
-                raise OSError(one_line(error)) from None
-            _seal(beside, known or {})
+            _seal(beside, write(beside) or {})
         _sync(self.folder)
         return target
 

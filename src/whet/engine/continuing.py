@@ -20,8 +20,10 @@ from whet.storage import aside
 if TYPE_CHECKING:
     from whet.engine.train import Outcome
 
-GROUPS_FREE = ("tracking", "paths", "name", "tags")
-KEYS_FREE = ("engine.checkpoint_every", "engine.keep", "engine.on_save_error", "debug.trace")
+GROUPS_FREE = ("tracking", "paths", "name", "tags", "sweep")
+KEYS_FREE = (
+    "engine.checkpoint_every", "engine.keep", "engine.on_save_error", "engine.pictures", "debug.trace",
+)  # fmt: skip
 """What may differ when a run goes on, whole or by key: it changes no number."""
 STARTING = "starting"
 """Status of a multirun's job that has its folder and loads."""
@@ -112,10 +114,11 @@ def computes_same(folder: Path, config: Node) -> bool:
     """Whether a run's config and this one differ at most in what changes no number."""
     if not (folder / "config.yaml").is_file():  # it was stopped while loading
         return bool(read_record(folder)["hashes"]["config"] == config_hash(config))
-    return config_hash(_meaning(load(folder / "config.yaml"))) == config_hash(_meaning(config))
+    return config_hash(meaning(load(folder / "config.yaml"))) == config_hash(meaning(config))
 
 
-def _meaning(config: Node) -> Node:
+def meaning(config: Node) -> Node:
+    """What of a config changes a number, by dotted key."""
     kept = {name: value for name, value in config.items() if name not in (*GROUPS_FREE, "resume")}
     return {key: value for key, value in flatten(mask(kept)) if key not in KEYS_FREE}
 

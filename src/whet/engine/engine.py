@@ -63,6 +63,8 @@ class Engine(Component):
     """Compute those layers once and keep their outputs on disk, where that changes nothing else."""
     trunk_cache_limit: PositiveFloat = 20.0
     """GiB of disk for such outputs of all runs; those that weren't used for longest make way."""
+    pictures: bool = True
+    """Draw confusion matrix, curves and learning curves of the reports; false saves a second a run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None
@@ -118,7 +120,8 @@ class Engine(Component):
             torch.set_num_threads(ranks.threads(cores(), os.environ.get("OMP_NUM_THREADS")))
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(self.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # the call loads the compiler
+            torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = False
         amp = Amp.of(self.precision, pick_device(self._device(ranks)))
         if self.compile is not False:

@@ -96,8 +96,10 @@ class Evaluator:
         )
         return {**found, "loss": self._loss(predictions)}
 
-    def report(self, predictions: Predictions, metrics: dict[str, float], folder: Path) -> Report:
-        """Write the report of these rows to `folder`.
+    def report(
+        self, predictions: Predictions, metrics: dict[str, float], folder: Path, pictures: bool = True
+    ) -> Report:
+        """Write the report of these rows to `folder`, with or without pictures.
 
         Raises:
             RunError: no row has a label.
@@ -110,7 +112,7 @@ class Evaluator:
         report = make_report(
             predictions, task.kind, probabilities, decisions, metrics, task.directions(), texts
         )
-        write_report(report, predictions, probabilities, folder)
+        write_report(report, predictions, probabilities, folder, pictures)
         return report
 
     def _loss(self, predictions: Predictions) -> float:

@@ -27,6 +27,7 @@ from whet.data.states import (
     pick,
     tokens_hash,
 )
+from whet.engine.step import torch_sum
 from whet.errors import one_line
 from whet.model.trunk import (
     Cut,
@@ -34,12 +35,14 @@ from whet.model.trunk import (
     extracts_features,
     find_cut,
     fingerprint,
+    given,
     keep_at_rest,
     resting,
     restricted,
     start_above,
     states_at,
 )
+from whet.objective.base import UnreachedError, passes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,11 +77,6 @@ class Frozen:
     validation: Collator
     facts: dict[str, Any] = field(default_factory=dict)
     """For the run's record."""
-
-    @property
-    def against_packing(self) -> str:
-        """Why blocks can't run on packed rows as well; empty if they can."""
-        return "batches are made for the trunk cache" if isinstance(self.train, Above) else ""
 
 
 def use_frozen(
@@ -170,7 +168,7 @@ def _on(
     stepper: Stepper, judge: Evaluator, cut: Cut, own: Frozen, states: list[States], least: int, rests: int
 ) -> Frozen:
     """The run on `states`, after a last look at some batches."""
-    train = Above.on(own.train, states[0], own.train.batching, least)
+    train = Above.on(own.train, states[0], own.train.batching, least, cut.alone)
     if not _as_computed(stepper, cut, train):
         return _off(own, "what was stored isn't what batches give", rests)
     start_above(stepper.model, cut)
@@ -178,7 +176,7 @@ def _on(
     widths = f", widths in multiples of {multiple}" if multiple > 1 else ""
     told = f"{cut.told()}); trunk cache on, {size / GIB:.3f} GiB on disk{widths}"
     log.info("frozen layers: computed once (%s", told)
-    validation = Above.on(judge.collator, states[1], judge.collator.batching)
+    validation = Above.on(judge.collator, states[1], judge.collator.batching, alone=cut.alone)
     facts = {"cache": "on", "cut": cut.told(), "bytes": size, "multiple": multiple, "modules_at_rest": rests}
     return Frozen(train, validation, facts)
 
@@ -187,9 +185,10 @@ def _as_computed(stepper: Stepper, cut: Cut, train: Above) -> bool:
     """Whether batches of the first epoch get the stored states that they would compute."""
     stepper.model.eval()
     for rows in _telling(stepper, train):
-        inputs = train(rows, stepper.amp.device).inputs
-        stored = inputs.pop(STATES)
-        fresh = restricted(states_at(stepper.model, cut, inputs, stepper.amp.autocast), cut, inputs)
+        inputs = replace(train, states=None)(rows, stepper.amp.device).inputs
+        computed = restricted(states_at(stepper.model, cut, inputs, stepper.amp.autocast), cut, inputs)
+        fresh = given(cut, inputs, computed)[STATES]
+        stored = train(rows, stepper.amp.device).inputs[STATES]
         apart = (fresh.float() - stored.float()).abs().mean() / fresh.float().abs().mean()
         if not bool(apart <= (0 if _exact(stepper) else ROUNDING)):
             return False
@@ -252,7 +251,12 @@ def _loss(stepper: Stepper, batch: Batch) -> Callable[[dict[str, torch.Tensor]],
 
     def loss(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with stepper.amp.autocast():
-            return stepper.objective(stepper.forward, replace(batch, inputs=inputs))
+            try:
+                return torch_sum(
+                    list(passes(stepper.objective(stepper.forward, replace(batch, inputs=inputs))))
+                )
+            except UnreachedError:
+                raise UncuttableError("the objective changes the embeddings") from None
 
     return loss
 

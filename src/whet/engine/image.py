@@ -2,7 +2,7 @@
 
 Where the CPU trains, what a checkpoint needs of it is lost to training. Copying the tensors into memory that
 is already there, hashing the files on all cores, and letting the disk fetch the bytes itself (open(2),
-O_DIRECT) costs a third of what writing them in the usual way, and reading them again for the hash, does.
+O_DIRECT) costs less of it than writing them in the usual way, and reading them again for the hash.
 """
 
 from __future__ import annotations

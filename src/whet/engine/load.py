@@ -74,11 +74,12 @@ def open_run(
         RunError: the run isn't finished, or is damaged.
     """
     record, config = read_record(folder), load(folder / "config.yaml")
-    if not (folder / "model" / artifact.CARD).is_file():
+    home = folder if (folder / artifact.CARD).is_file() else folder / "model"  # a merged run is its model
+    if not (home / artifact.CARD).is_file():
         raise RunError(
             f"run={folder}: it has no model ({record.get('status')}: {record.get('reason') or 'no reason'})"
         )
-    trained = artifact.load(folder / "model", paths)
+    trained = artifact.load(home, paths)
     engine = part(config["engine"], Engine, "engine")
     place = pick_device(device)
     amp = Amp.of(precision or record.get("precision") or "auto", place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction as Exact
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,8 @@ class Plan:
     """Updates of each epoch that the run touches, as if none were cut short."""
     total: int
     """Updates of the run; the last epoch may end before its time."""
+    editions: tuple[Rows, ...] = ()
+    """Rows of each epoch where they differ; empty: all rows in every epoch."""
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class Plan:
         seed: int,
         duration: Duration,
         limit: int | None,
+        editions: tuple[Rows, ...] = (),
     ) -> Plan:
         """The plan of a run of `duration`, at most `limit` updates; a last part of an update counts whole.
 
@@ -59,7 +62,7 @@ class Plan:
         """
         if not len(lengths):
             raise ValueError("no rows to plan for")
-        draft = cls(lengths, batching, accumulate, seed, (), 0)
+        draft = cls(lengths, batching, accumulate, seed, (), 0, editions)
         most = math.inf if limit is None else limit
         steps = duration.value if duration.unit == "st" else math.inf
         epochs = exact(duration.value) if duration.unit == "ep" else None
@@ -68,7 +71,7 @@ class Plan:
             counts.append(len(draft.windows(len(counts))))
             if epochs is not None and len(counts) >= epochs:
                 steps = _at(counts, epochs, math.ceil)
-        return cls(lengths, batching, accumulate, seed, tuple(counts), int(min(most, steps)))
+        return replace(draft, counts=tuple(counts), total=int(min(most, steps)))
 
     @property
     def per_epoch(self) -> int:
@@ -78,7 +81,11 @@ class Plan:
     def windows(self, epoch: int) -> list[list[Rows]]:
         """Windows of one whole epoch (from 0), in order."""
         rng = np.random.default_rng([self.seed, epoch])
-        return self.batching.windows(self.lengths, self.accumulate, rng)
+        if not self.editions:
+            return self.batching.windows(self.lengths, self.accumulate, rng)
+        own = self.editions[epoch]
+        windows = self.batching.windows(self.lengths[own], self.accumulate, rng)
+        return [[own[rows] for rows in window] for window in windows]
 
     def __iter__(self) -> Iterator[Update]:
         return self.after(0)
@@ -110,6 +117,13 @@ class Plan:
     def padding(self) -> float:
         """Share of padding among the tokens of the first epoch."""
         return self.batching.padding(self.lengths, [rows for window in self.windows(0) for rows in window])
+
+
+def most_epochs(rows: int, batching: Batching, accumulate: int, duration: Duration, limit: int | None) -> int:
+    """How many epochs `Plan.of` can touch at most, whatever the lengths of the `rows` of an epoch."""
+    updates = math.ceil(rows / (batching.size * accumulate))  # of an epoch, at least
+    length = exact(duration.value) / (1 if duration.unit == "ep" else updates)
+    return math.ceil(length if limit is None else min(length, Exact(limit, updates)))
 
 
 def exact(value: float) -> Exact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -19,6 +20,7 @@ from whet.engine.distributed import ALONE, World, full, laid_out
 from whet.engine.image import Image
 from whet.errors import RunError
 from whet.evaluation.predictions import Predictions
+from whet.objective.base import Objective
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,7 @@ WEIGHTS = "model.safetensors"
 TRAINING = "training.safetensors"
 FURTHER = "training-{}.safetensors"
 ALL_TRAINING = "training*.safetensors"
-PART = 64 * 2**20
+PART = 32 * 2**20
 """Bytes of tensors from which on they go to several files, so that several threads can hash them."""
 STATE = "state.json"
 BEST = "validation.npz"
@@ -56,16 +58,18 @@ class Contents:
     """What a checkpoint holds, taken from every process of the job."""
 
     images: dict[str, Image]
-    """Weights; state of the optimizer and of the random generators."""
+    """Weights as they are judged; state of the optimizer and of the random generators."""
     facts: dict[str, Any]
     best: Predictions | None
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the images, where they are known."""
 
     def hash(self, threads: int) -> None:
-        """Find the images' SHA-256, on several threads."""
+        """Find the images' SHA-256, on several threads that end at about the same time."""
+        largest_first = sorted(self.images, key=lambda name: -self.images[name].size)
         with ThreadPoolExecutor(threads) as pool:
-            self.hashes = dict(zip(self.images, pool.map(Image.sha256, self.images.values()), strict=True))
+            found = pool.map(lambda name: self.images[name].sha256(), largest_first)
+            self.hashes = dict(zip(largest_first, found, strict=True))
 
     def write(self, folder: Path) -> dict[str, str]:
         """Put everything into `folder`; returns the SHA-256 of the images."""
@@ -86,7 +90,7 @@ def take(
     world: World = ALONE,
     images: Images | None = None,
 ) -> Contents:
-    """Copies of weights, optimizer, scaler, every process's random generators, counters and callbacks.
+    """Copies of weights, optimizer, method, scaler, every process's random generators, counters, callbacks.
 
     Where the CPU trains, hashing is done here: behind the training's back it would take longer, since a step
     whose threads don't all get a core waits for the last of them.
@@ -102,9 +106,12 @@ def take(
 
     stepper.settle()
     tensors, groups = _optimizer_state(stepper.optimizer)
+    for number, companion in enumerate(stepper.companions):
+        tensors |= {f"peft.{number}.{name}": value for name, value in companion.state().items()}
     generators = world.gather(_generators(stepper.amp.device))
     for rank, (states, _) in enumerate(generators):
         tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
+    tensors |= _held(stepper, callbacks)
     facts = {
         "state": counters(state),
         "optimizer": groups,
@@ -113,7 +120,8 @@ def take(
         "random": [seeds for _, seeds in generators],
         "callbacks": {type(item).__name__: item.state_dict() for item in callbacks},
     }
-    files = {WEIGHTS: tensors_of(stepper.model), **parted(tensors)}
+    with stepper.judged():
+        files = {WEIGHTS: tensors_of(stepper.model), **parted(tensors)}
     images = images or Images()
     filled = {name: images.fill(name, held) for name, held in files.items()} if world.first else {}
     contents = Contents(filled, facts, state.best)
@@ -149,15 +157,40 @@ def read(folder: Path, stepper: Stepper, callbacks: Sequence[Callback], world: W
     load_tensors(stepper.model, folder / WEIGHTS)
     tensors = {k: t for path in sorted(folder.glob(ALL_TRAINING)) for k, t in load_file(path).items()}
     _restore_optimizer(stepper.optimizer, tensors, facts["optimizer"], folder)
+    for number, companion in enumerate(stepper.companions):
+        companion.load_state(_below(f"peft.{number}.", tensors))
     stepper.scaler.load_state_dict(facts["scaler"])
     stepper.pieces, stepper.skipped = facts["stepper"]["pieces"], facts["stepper"]["skipped"]
     for item in callbacks:
         item.load_state_dict(facts["callbacks"].get(type(item).__name__, {}))
+    for name, holder in _holders(stepper, callbacks).items():
+        holder.load_tensors(_below(f"{name}.", tensors))
     best = Predictions.load(folder / BEST) if (folder / BEST).is_file() else None
     rank = world.ranks.rank
-    own = {name.removeprefix(f"random.{rank}."): value for name, value in tensors.items()}
-    _restore_generators(own, facts["random"][rank], stepper.amp.device)
+    _restore_generators(_below(f"random.{rank}.", tensors), facts["random"][rank], stepper.amp.device)
     return State(**{**facts["state"], "best": best})
+
+
+def _holders(stepper: Stepper, callbacks: Sequence[Callback]) -> dict[str, Callback | Objective]:
+    """Whoever may have tensors of its own, by the start of their names."""
+    held: dict[str, Callback | Objective] = {f"callback.{type(item).__name__}": item for item in callbacks}
+    if isinstance(stepper.objective, Objective):
+        held["objective"] = stepper.objective
+    return held
+
+
+def _held(stepper: Stepper, callbacks: Sequence[Callback]) -> dict[str, torch.Tensor]:
+    """Their tensors."""
+    return {
+        f"{start}.{name}": tensor.detach()
+        for start, holder in _holders(stepper, callbacks).items()
+        for name, tensor in holder.tensors().items()
+    }
+
+
+def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors whose names start so, without that start."""
+    return {name.removeprefix(prefix): held for name, held in tensors.items() if name.startswith(prefix)}
 
 
 def counters(state: State) -> dict[str, Any]:
@@ -249,10 +282,25 @@ def restore_newest(
     return None if step is None else read(checkpoints.at(step), stepper, callbacks, world)
 
 
+def bests(checkpoints: Checkpoints) -> dict[int, int]:
+    """Step of the best evaluation so far, for each checkpoint that says so; a damaged one may not."""
+    found = {}
+    for step in checkpoints.steps():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = _state_of(checkpoints.at(step))
+            found[step] = int(state["best_step"]) if state["evaluated"] >= 0 else step
+    return found
+
+
+def _state_of(folder: Path) -> dict[str, Any]:
+    """The counters in a checkpoint."""
+    return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["state"])
+
+
 def _newest(checkpoints: Checkpoints) -> int | None:
     for step in checkpoints.good():
         folder = checkpoints.at(step)
-        facts = json.loads((folder / STATE).read_text(encoding="utf-8"))["state"]
+        facts = _state_of(folder)
         best = int(facts["best_step"])
         if facts["evaluated"] >= 0 and best != step and (problem := damage(checkpoints.at(best))):
             log.warning("checkpoint %s is not used: its best, step %d: %s", folder, best, problem)

@@ -20,7 +20,7 @@ from typing import Any
 
 from whet.config import Node, save
 from whet.engine.memory import describe, peak_memory, reset_peak
-from whet.errors import Interrupted, RunError, WhetError, one_line
+from whet.errors import Interrupted, PrunedError, RunError, one_line
 from whet.secrets import mask, mask_text
 from whet.storage import Appended, aside
 
@@ -58,7 +58,7 @@ def stamp() -> str:
     return datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
 
 
-BYSTANDERS = ("paths", "name", "tags", "tracking", "resume")
+BYSTANDERS = ("paths", "name", "tags", "tracking", "resume", "sweep")
 """Parts of a config that don't change what a run computes."""
 
 
@@ -70,19 +70,23 @@ class Run:
     record: Node = field(default_factory=dict)
     writes: bool = True
     """Whether this process is the one of its job that keeps the record."""
+    verb: str = "train"
+    """The command that the run is of."""
 
     @classmethod
-    def create(cls, folder: Path, config: Node, overrides: list[str], processes: int = 1) -> Run:
+    def create(
+        cls, folder: Path, config: Node, overrides: list[str], processes: int = 1, verb: str = "train"
+    ) -> Run:
         """Write config, overrides and the first `run.json` into a new folder."""
         save(config, folder / "config.yaml")
         shown = [mask_text(item) for item in overrides]
         (folder / "overrides.txt").write_text("".join(f"{item}\n" for item in shown), encoding="utf-8")
-        run = cls(folder)
+        run = cls(folder, verb=verb)
         run.update(
             name=folder.name,
             status="running",
             started=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=mask_text(" ".join(["whet train", *overrides])),
+            command=mask_text(" ".join([f"whet {verb}", *overrides])),
             seed=config.get("seed"),
             pid=os.getpid(),
             processes=processes,
@@ -149,9 +153,13 @@ class Run:
         except KeyboardInterrupt:
             status, reason = "interrupted", "stopped at once"
             raise
+        except PrunedError as error:
+            status, reason = "pruned", one_line(error)
+            raise
         except Interrupted as error:
             status, reason = "interrupted", one_line(error)
-            print(f"to go on: {command(self.record['processes'])} resume={self.folder}", file=sys.stderr)
+            again = command(self.record["processes"], self.verb)
+            print(f"to go on: {again} resume={self.folder}", file=sys.stderr)
             raise
         except BaseException as error:
             reason = one_line(f"{type(error).__name__}: {error}")
@@ -174,9 +182,9 @@ class Run:
         )
 
 
-def command(processes: int) -> str:
+def command(processes: int, verb: str = "train") -> str:
     """What starts a training by so many processes of one machine."""
-    return "whet train" if processes == 1 else f"torchrun --nproc-per-node={processes} -m whet train"
+    return f"whet {verb}" if processes == 1 else f"torchrun --nproc-per-node={processes} -m whet train"
 
 
 class LogFile(logging.Handler):
@@ -275,7 +283,7 @@ def hardware() -> dict[str, Any]:
     return found
 
 
-def failed_before_start(folder: Path, config: Node, overrides: list[str], error: WhetError) -> None:
-    """Record a multirun job that failed its checks, so that the summary can tell."""
+def failed_before_start(folder: Path, config: Node, overrides: list[str], error: Exception) -> None:
+    """Record a job or a trial that failed while it was loading, so that the summary can tell."""
     run = Run.create(folder, config, overrides)
     run.update(status="failed", reason=one_line(f"{type(error).__name__}: {error}"))

@@ -9,8 +9,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from whet.engine.callbacks import Callback, State
 from whet.engine.checkpoint import Checkpoints, Fill
@@ -28,35 +29,21 @@ NICE = 10
 """Priority of the writing thread (0 is the training's, 19 the lowest): it takes what training leaves idle."""
 
 
-class Task(Generic[T]):
-    """One call of a function in a thread of low priority, which an exit of the process doesn't wait for."""
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Call `work` in a thread of low priority, which an exit of the process doesn't wait for."""
+    future: Future[T] = Future()
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self._result: T | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="whet-save", daemon=True)
-        self._thread.start()
-
-    def done(self) -> bool:
-        """Whether `result` would wait for nothing."""
-        return not self._thread.is_alive()
-
-    def result(self) -> T:
-        """What the function returned, once it has; raises what it raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
-
-    def _run(self) -> None:
+    def run() -> None:
         if sys.platform.startswith("linux"):  # where a thread has a priority of its own (setpriority(2))
             with contextlib.suppress(OSError):  # a sandbox may forbid it
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            self._result = self._work()
+            future.set_result(work())
         except BaseException as error:  # noqa: BLE001  # `result` raises it in the caller's thread
-            self._error = error
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="whet-save", daemon=True).start()
+    return future
 
 
 Best = tuple[int, float, "Predictions | None"]
@@ -69,8 +56,8 @@ class Writing:
     step: int
     best: Best
     """Best evaluation that it knows of."""
-    task: Task[str | None] | None
-    """Returns why it can't be written; only the first process has one."""
+    task: Future[str | None] | None
+    """Comes to why it can't be written; only the first process has one."""
 
     def problem(self) -> str | None:
         """Why it couldn't be written, once that is known."""
@@ -81,7 +68,8 @@ class Writing:
 class Save(Callback):
     """Save everything at each evaluation, at further steps, and when a signal asks for the end.
 
-    The last callback: what a checkpoint holds has been logged. The best checkpoint and the last `keep` stay.
+    The last callback: what a checkpoint holds has been logged. The last `keep` checkpoints stay, and with
+    each the one that was the best then: without it a run couldn't go on there.
     """
 
     take: Callable[[State], Fill]
@@ -99,11 +87,16 @@ class Save(Callback):
     """Best evaluation that is in a checkpoint."""
     world: World = ALONE
     """All processes stop together; the first one writes."""
+    earlier: Callable[[], dict[int, int]] = dict
+    """Tells of the checkpoints that a resumed run finds: step → step of the best then."""
+    _bests: dict[int, int] = field(init=False, repr=False, default_factory=dict)
+    """The same of all checkpoints."""
     _writing: Writing | None = field(init=False, repr=False, default=None)
 
     def on_start(self, state: State) -> None:
         self.best = (state.best_step, state.best_value, state.best)
         self.saved = state.step if state.step else -1
+        self._bests = self.earlier()
 
     def on_update(self, state: State, result: StepResult) -> None:
         self.world.agree(self.request)
@@ -168,7 +161,7 @@ class Save(Callback):
     def _save(self, state: State) -> None:
         self.settle(state)
         fill, step, best = self.take(state), state.step, state.best_step
-        task = Task(lambda: self._written(step, best, fill)) if self.world.first else None
+        task = in_background(lambda: self._written(step, best, fill)) if self.world.first else None
         self._writing = Writing(step, (best, state.best_value, state.best), task)
 
     def _written(self, step: int, best: int, fill: Fill) -> str | None:
@@ -177,8 +170,10 @@ class Save(Callback):
             self.checkpoints.save(step, fill)
         except OSError as error:
             return str(error)
+        self._bests[step] = best
         recent = self.checkpoints.steps()[-self.keep :]
-        self.checkpoints.keep({*recent, best, step})
+        needed = {self._bests[kept] for kept in recent if kept in self._bests}
+        self.checkpoints.keep({*recent, *needed, best, step})
         return None
 
     def _told(self, step: int, problem: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import math
+import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,8 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from whet.engine.distributed import ALONE, World, full
-from whet.errors import NonFiniteError
-from whet.objective.base import Forward
+from whet.errors import ConfigError, NonFiniteError
+from whet.objective.base import Forward, Turn, passes
+from whet.objective.base import Objective as Several
+from whet.peft.base import companions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from whet.data.batch import Batch, Collator, Examples
     from whet.engine.plan import Plan, Rows, Update
     from whet.engine.precision import Amp
+    from whet.objective.base import Result
     from whet.task.base import Criterion
 
 log = logging.getLogger("whet.engine")
@@ -33,7 +39,7 @@ MOST_SKIPPED = 10
 """Updates that may be left out in a row."""
 
 Schedule = Callable[[int, int, int], float]
-Objective = Callable[[Forward, "Batch"], "torch.Tensor"]
+Objective = Callable[[Forward, "Batch"], "Result"]
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,32 @@ class Stepper:
     """The host may be so many updates behind in reading losses; 0 reads each at once."""
     world: World = ALONE
     """Processes that share each update."""
+    judged: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    """While it lasts the model has the weights that are judged, saved as the model and exported."""
 
     def __post_init__(self) -> None:
         self.scaler = self.amp.scaler()
-        self.forward = Forward(self.model, self.criterion)
+        self.forward = Forward(self.model, self.criterion, total=self.plan.total)
         self._unread: deque[Unread] = deque()
         self._made: dict[int, list[Batch]] = {}
         self._bad: torch.Tensor | None = None
-        if not self.optimizer.defaults.get("fused") or self.scaler.is_enabled() or self.world.sharded:
-            self.lag = 0  # only fused updates can be left out by the device itself
+        self.companions = companions(self.model)
+        if self.companions and self.world.sharded:
+            problem = "this PEFT method looks at whole tensors at each update; take ddp"
+            raise ConfigError("engine.parallel", problem, "fsdp")
+        blind = not self.optimizer.defaults.get("fused") or self.scaler.is_enabled() or self.world.sharded
+        if blind or self.companions:
+            self.lag = (
+                0  # only fused updates can be left out by the device itself, and nobody may follow them
+            )
+
+    def adopt(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Let what an objective brings train beside the model."""
+        if parameters:
+            first = max(self.optimizer.param_groups, key=lambda group: float(group["base_lr"]))
+            rates = {"lr": first["lr"], "base_lr": first["base_lr"], "weight_decay": 0.0}
+            names = {"param_names": list(parameters)} if "param_names" in first else {}
+            self.optimizer.add_param_group({"params": list(parameters.values()), **rates, **names})
 
     def ahead(self, updates: Iterable[Update]) -> Iterator[Update]:
         """`updates`, the batches of the next one made meanwhile in a thread."""
@@ -158,14 +181,19 @@ class Stepper:
                 again at half the loss scale first, and counts once that is at 1. With a lag it is raised so
                 many updates later; the device has left out this update and those after it.
         """
-        if not self.model.training:  # it takes a millisecond
+        if not self.model.training:  # it goes through all modules
             self.model.train()
         lr = self._set_rate(update.step)
+        for companion in self.companions:
+            companion.before_update(update.step, self.plan.total, self.plan.per_epoch)
         rows = np.concatenate(update.micro_batches)
-        cut, losses = self._gradient(update, rows)
+        self.forward.step = update.step
+        cut, losses = self._gradients(update, rows)
         finish = self._step_unseen if self.lag else self._step_seen
         loss, norm = finish(update, cut, losses, self._clip())
-        return StepResult(loss, norm, lr, int(self.collator.tokens.lengths[rows].sum()), len(rows))
+        if isinstance(self.objective, Several):
+            self.objective.after(self.forward)
+        return StepResult(loss, norm, lr, int(self.collator.tokens.lengths_of(rows).sum()), len(rows))
 
     def settle(self, behind: int = 0) -> None:
         """Read what has arrived, and wait while more than `behind` updates are unread; raises as `update`."""
@@ -184,6 +212,8 @@ class Stepper:
         loss, size, guilty = self._checked(update, cut, self._numbers(losses, norm))
         if guilty is None:
             self.scaler.step(self.optimizer)
+            for companion in self.companions if math.isfinite(size) else ():  # else the scaler left it out
+                companion.after_update(update.step)
         else:
             self._clear()
         self.scaler.update()
@@ -217,6 +247,36 @@ class Stepper:
         total = self.world.sum(torch.stack([norm.new_zeros(()), *losses]).sum())
         return torch.stack([*losses, total, norm])
 
+    def _gradients(self, update: Update, rows: Rows) -> tuple[list[Rows], list[torch.Tensor]]:
+        """The gradient that the optimizer is to see; losses are those of the first one made for it."""
+        self.forward.round = 0
+        cut, losses = self._gradient(update, rows)
+        if not isinstance(self.objective, Several):
+            return cut, losses
+        try:
+            for turn in range(1, self.objective.rounds):
+                self.objective.between(Turn(self._parameters(), self._norm, self._early_step))
+                self.forward.round = turn
+                self._gradient(update, rows)
+        finally:
+            self.objective.restore()
+        return cut, losses
+
+    def _norm(self) -> torch.Tensor:
+        from whet.model.kernels import clip_gradients
+
+        return full(clip_gradients(self._parameters(), math.inf))
+
+    def _early_step(self) -> None:
+        """A step with the gradient as it stands; what isn't finite, or comes after such, is left out."""
+        import torch
+
+        ended = self.on_nan == "stop" and self._bad is not None and bool(self._bad)
+        if torch.isfinite(self._clip()) and not ended:
+            self.optimizer.found_inf = None  # type: ignore[attr-defined]  # what was said of the last update
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+
     def _gradient(self, update: Update, rows: Rows) -> tuple[list[Rows], list[torch.Tensor]]:
         """The window's gradient, from micro-batches small enough for the memory.
 
@@ -230,12 +290,12 @@ class Stepper:
             self._clear()
             cut = [part for piece in own for part in np.array_split(piece, self.pieces) if len(part)]
             made = self._made.pop(update.step, []) if self.pieces == 1 else []
-            passes = [(part, weight) for part in cut]
-            passes += [(rows[:1], math.inf)] * self.world.idle(len(cut))
+            shares = [(part, weight) for part in cut]
+            shares += [(rows[:1], math.inf)] * self.world.idle(len(cut))
             losses: list[torch.Tensor] = []
             ready = True
             try:
-                for part, divisor in passes:
+                for self.forward.piece, (part, divisor) in enumerate(shares):
                     batch = made.pop(0) if made else self.collator(part, self.amp.device)
                     losses.append(self._backward(batch, divisor))
             except RuntimeError as error:
@@ -266,11 +326,18 @@ class Stepper:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def _backward(self, batch: Batch, weight: float) -> torch.Tensor:
-        """Add the gradient of one micro-batch; returns its part of the loss."""
+        """Add the gradient of one micro-batch, pass by pass; returns its part of the loss."""
+        found: list[torch.Tensor] = []
         with self.amp.autocast():
-            loss = self.objective(self.forward, batch) / weight
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+            each = passes(self.objective(self.forward, batch))
+        while True:
+            with self.amp.autocast():
+                loss = next(each, None)
+            if loss is None:
+                return found[0] if len(found) == 1 else torch_sum(found)
+            loss = loss / weight
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            found.append(loss.detach())
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -285,6 +352,8 @@ class Stepper:
         from whet.model.kernels import clip_gradients
 
         self.scaler.unscale_(self.optimizer)
+        for companion in self.companions:
+            companion.after_gradient()
         return full(clip_gradients(self._parameters(), math.inf if self.clip is None else self.clip))
 
     def _checked(
@@ -335,6 +404,11 @@ class Stepper:
         path = self.folder / name
         path.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
+
+
+def torch_sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of scalars, in their order."""
+    return functools.reduce(operator.add, parts)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.config import Method, Node
+from whet.augmentation.base import Augmentation
+from whet.averaging.base import is_off
+from whet.averaging.none import none
+from whet.config import Method, Node, to_config
 from whet.debug import Debug
 from whet.engine import artifact
 from whet.engine.assemble import (
     Prepared,
+    check_room,
     describe_data,
     describe_trained,
     evaluator,
@@ -23,26 +27,31 @@ from whet.engine.assemble import (
     prepare,
     seed_everything,
 )
+from whet.engine.average import Average
 from whet.engine.callbacks import Best, Callback, EarlyStopping, Profiler, Report, State
 from whet.engine.checkpoint import Checkpoints, damage
 from whet.engine.distributed import ALONE, World, current
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
-from whet.engine.frozen import use_frozen
+from whet.engine.frozen import Frozen, use_frozen
 from whet.engine.loop import fit
-from whet.engine.plan import Plan
-from whet.engine.resume import ALL_TRAINING, WEIGHTS, Images, restore_newest, take
+from whet.engine.plan import Plan, most_epochs
+from whet.engine.resume import ALL_TRAINING, WEIGHTS, Images, bests, restore_newest, take
 from whet.engine.run import Run
 from whet.engine.saving import Save, Saved
 from whet.engine.speed import checkpoint_gradients, compile_model, use_packing
 from whet.engine.step import Stepper
-from whet.errors import Interrupted, RunError
+from whet.engine.trial import Reporting, Trial
+from whet.engine.warm import load_base
+from whet.errors import ConfigError, Interrupted, PrunedError, RunError
 from whet.model.encoder import Encoder, Loaded
+from whet.objective.base import Objective, Setting
 from whet.paths import Paths
 from whet.peft.base import apply
 from whet.randomness import untouched
+from whet.sweep.settings import Sweep
 from whet.task.base import Task
-from whet.tracking.base import RunInfo, Tracking
+from whet.tracking.base import RunInfo, Tracking, shown_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,14 +84,17 @@ class Parts:
     task: Task
     model: Encoder
     peft: Method
-    augmentation: Method
-    objective: Method
+    augmentation: Augmentation
+    objective: Method | Objective
     optimizer: Method
     scheduler: Method
     engine: Engine
     tracking: Tracking
     paths: Paths
     debug: Debug
+    averaging: Method = none
+    sweep: Sweep = field(default_factory=Sweep)
+    """Of `whet train -m`; a run doesn't look at it."""
     seed: int = 1
     """Every random number of the run follows from it."""
     name: str | None = None
@@ -94,6 +106,23 @@ class Parts:
 
     def __post_init__(self) -> None:
         self.engine = self.debug.engine(self.engine)
+        if self.engine.parallel == "fsdp" and not is_off(self.averaging):
+            problem = "not together with averaging: take ddp, or averaging=none"
+            raise ConfigError("engine.parallel", problem, "fsdp")
+        self.objective = self.augmentation.wrap(self.objective)
+        if isinstance(self.objective, Objective):
+            _check_objective(self.objective, self.task, self.engine)
+
+
+def _check_objective(objective: Objective, task: Task, engine: Engine) -> None:
+    """What an objective can't do is said before anything is loaded."""
+    try:
+        objective.check(task)
+    except ConfigError as error:
+        raise error.under("objective") from None
+    if objective.moves_words and engine.compile is not False:
+        problem = "compiled code doesn't see the objective move word embeddings; leave it false"
+        raise ConfigError("engine.compile", problem, engine.compile)
 
 
 @dataclass
@@ -117,28 +146,55 @@ def get_ready(parts: Parts) -> Ready:
 
 def _get_ready(parts: Parts, world: World) -> Ready:
     amp = parts.engine.amp(world.ranks)
+    loaded, data = load_base(_base_key(parts), lambda: _load_base(parts))
+    model = parts.model.tuned(apply(parts.peft, loaded))
+    check_room(parts.task, loaded, model)
+    if parts.engine.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return Ready(data, loaded, model, amp, world)
+
+
+def _load_base(parts: Parts) -> tuple[Loaded, Prepared]:
+    """Data and pretrained model."""
     seed_everything(parts.seed)
     corpus = parts.debug.cut(parts.task.load(parts.paths), parts.seed)
     for line in corpus.findings.lines():
         if not line.startswith("    "):  # the rows themselves are for `whet data`
             log.info("audit: %s", line)
     loaded = parts.model.load(parts.task.head(corpus.label_names), parts.paths)
-    data = prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed)
-    model = parts.model.tuned(apply(parts.peft, loaded))
-    if parts.engine.gradient_checkpointing:
-        checkpoint_gradients(model)
-    return Ready(data, loaded, model, amp, world)
+    engine, limit = parts.engine, parts.debug.steps
+
+    def epochs(rows: int) -> int:
+        return most_epochs(rows, engine.batching, engine.accumulate, engine.duration, limit)
+
+    return loaded, prepare(parts.task, corpus, loaded, parts.augmentation, parts.paths, parts.seed, epochs)
+
+
+def _base_key(parts: Parts) -> str:
+    """All that `_load_base` depends on."""
+    told = [parts.task, parts.model, parts.augmentation, parts.debug, parts.paths]
+    engine = parts.engine
+    length = [str(engine.duration), engine.batching.size, engine.accumulate]  # what `epochs` looks at
+    editions = length if parts.augmentation.by_epoch else []
+    return json.dumps([*map(to_config, told), editions, parts.seed], sort_keys=True)
 
 
 def train(
-    parts: Parts, ready: Ready, run: Run, config: Node, group: str | None, resume: bool = False
+    parts: Parts,
+    ready: Ready,
+    run: Run,
+    config: Node,
+    group: str | None,
+    resume: bool = False,
+    trial: Trial | None = None,
 ) -> Outcome | None:
     """Train, keep the best, test it, report; with `resume` from the run's newest good checkpoint on.
 
-    Of several processes the first one tests and reports; the others return None.
+    Of several processes the first one tests and reports; the others return None. Trials aren't tested.
 
     Raises:
         Interrupted: a signal asked for the end; the state is saved.
+        PrunedError: a sweep ends its trial.
         RunError: the data isn't what the run was trained on.
     """
     world = ready.world
@@ -148,6 +204,7 @@ def train(
         ready.model, ready.data, ready.loaded, parts.engine, plan, ready.amp,
         parts.objective, parts.optimizer, parts.scheduler, run.folder, world,
     )  # fmt: skip
+    objective = _prepared(parts, ready, plan, stepper)
     world.check(stepper.optimizer)
     table, sizes = describe_trained(ready.model, ready.loaded.new)
     padding, hashes = plan.padding(), ready.data.hashes()
@@ -155,40 +212,35 @@ def train(
     _same_everywhere(world, hashes)
     if resume:
         _same_data(run, hashes)
+        _same_objective(run, objective)
     run.update(
         max_length=max_length(parts.task, ready.loaded),
         trainable=sizes,
         hashes={"data": hashes, "weights": ready.loaded.located.sha256},
         data=_data_facts(ready, padding),
         precision=ready.amp.name,
+        planned=plan.total,
+        directions=directions(parts.task),
+        objective=objective,
+        **({} if trial is None else {"trial": trial.facts}),
     )
     judges = {
         s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
         for s in ("validation", "test")
     }
-    with world.preparing(), untouched():
-        blocked = parts.engine.hooks_blocked(world.sharded)
-        packs = "engine.packing=on" if parts.engine.packing == "on" else None
-        room = parts.paths.cached("trunk")
-        frozen = use_frozen(parts.engine, stepper, judges["validation"], room, blocked or packs)
-        if frozen.facts and not packs:
-            blocked = "layers below are frozen, and may come from the trunk cache"
-        own = stepper.collator
-        packing = use_packing(parts.engine.packing, ready.model, own, ready.amp, padding, blocked or "")
-    compile_model(ready.model, parts.engine.compile)
-    stepper.collator = frozen.train
+    frozen, packing = _ways(parts, ready, stepper, judges["validation"], padding)
     watching = replace(judges["validation"], collator=frozen.validation, world=world)
     run.update(frozen=frozen.facts, packing=packing)
     checkpoints, request = Checkpoints(run.folder / "checkpoints"), world.stop_request()
     evaluations = plan.evaluations(parts.engine.evaluate_every)
-    callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder, world)
+    callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder, world, trial)
     state = restore_newest(checkpoints, stepper, callbacks, world) if resume else None
     if resume:
         log.info("resuming after step %d of %d", state.step if state else 0, plan.total)
     if state is None:
         seed_everything(world.seed(parts.seed))  # what loading drew doesn't reach the training
     with untouched():
-        parts.tracking.start(_info(parts, run, config, plan.total, group, state, resume))
+        parts.tracking.start(_info(parts, run, config, plan.total, group, state, resume, trial))
     try:
         started = time.perf_counter()
         with request.listening():
@@ -200,24 +252,88 @@ def train(
             steps=state.step,
             best=_best(parts, state),
         )
-        outcome = _conclude(parts, ready, run, config, state, judges, checkpoints)
+        finish = _conclude if trial is None else _conclude_trial
+        outcome = finish(parts, ready, run, config, state, judges, checkpoints)
     except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
-        parts.tracking.finish("interrupted" if stopped else "failed", {"reason": str(error)})
+        if isinstance(error, PrunedError):
+            run.update(steps=error.step)
+        parts.tracking.finish(status_of(error), {"reason": str(error)})
         raise
     parts.tracking.finish("finished", {**outcome.metrics, **sizes})
     run.update(hashes={"final": checkpoints.hashes(state.step)})
     return outcome
 
 
+def _prepared(parts: Parts, ready: Ready, plan: Plan, stepper: Stepper) -> dict[str, Any]:
+    """Let the objective get ready; what it says of itself for the record."""
+    if not isinstance(parts.objective, Objective):
+        return {}
+    try:
+        parts.objective.prepare(_setting(parts, ready, plan))
+    except ConfigError as error:
+        raise error.under("objective") from None
+    stepper.adopt(parts.objective.parameters())
+    return parts.objective.facts()
+
+
+def _setting(parts: Parts, ready: Ready, plan: Plan) -> Setting:
+    """What an objective may know."""
+    corpus = ready.data.corpus
+    return Setting(
+        task=parts.task, label_names=corpus.label_names, train=corpus.splits["train"],
+        left=corpus.left, tokenizer=ready.loaded.tokenizer, max_length=max_length(parts.task, ready.loaded),
+        batching=parts.engine.batching, model=ready.model, amp=ready.amp, paths=parts.paths,
+        augmentation=parts.augmentation, seed=parts.seed, total=plan.total,
+    )  # fmt: skip
+
+
+def _ways(
+    parts: Parts, ready: Ready, stepper: Stepper, judge: Evaluator, padding: float
+) -> tuple[Frozen, dict[str, Any]]:
+    """Let the steps take the quickest way that changes nothing else; facts on packing for the record."""
+    engine, world, own = parts.engine, ready.world, stepper.collator
+    uncached, unpacked = _against(parts.objective)
+    with world.preparing(), untouched():
+        blocked = engine.hooks_blocked(world.sharded)
+        packs = "engine.packing=on" if engine.packing == "on" else None
+        frozen = use_frozen(engine, stepper, judge, parts.paths.cached("trunk"), blocked or packs or uncached)
+        if frozen.facts and not packs:
+            blocked = "layers below are frozen, and may come from the trunk cache"
+        blocked = blocked or unpacked
+        packing = use_packing(engine.packing, ready.model, own, ready.amp, padding, blocked or "")
+    compile_model(ready.model, engine.compile)
+    stepper.collator = frozen.train
+    return frozen, packing
+
+
+def _against(objective: Any) -> tuple[str | None, str | None]:
+    """What the objective has against the trunk cache, and against packing."""
+    if not isinstance(objective, Objective):
+        return None, None
+    if objective.reads_states:
+        return ("the objective reads hidden states",) * 2
+    return "the objective changes the embeddings" if objective.moves_words else None, None
+
+
 def execute(
-    parts: Parts, ready: Ready, run: Run, config: Node, group: str | None = None, resume: bool = False
+    parts: Parts,
+    ready: Ready,
+    run: Run,
+    config: Node,
+    group: str | None = None,
+    resume: bool = False,
+    trial: Trial | None = None,
 ) -> Outcome | None:
     """`train` under watch; what only a resume needs goes once the run is on record as finished."""
-    with run.watched(), ready.world.witnessed():
-        outcome = train(parts, ready, run, config, group, resume)
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    try:
+        with run.watched(), ready.world.witnessed():
+            outcome = train(parts, ready, run, config, group, resume, trial)
+    except PrunedError:
+        checkpoints.keep(set())
+        raise
     if outcome is not None:
-        Checkpoints(run.folder / "checkpoints").finish(run.record["best"]["step"], ALL_TRAINING)
+        checkpoints.finish(run.record["best"]["step"], ALL_TRAINING)
     return outcome
 
 
@@ -230,14 +346,17 @@ def _callbacks(
     request: StopRequest,
     folder: Path,
     world: World,
+    trial: Trial | None = None,
 ) -> list[Callback]:
     """In the order of their hooks; what is saved last has been logged."""
     metric = str(parts.task.primary)
     maximize = parts.task.directions()[metric] == "maximize"
-    found: list[Callback] = [Best(metric, maximize)]
+    found: list[Callback] = [*_averaged(parts, plan, stepper), Best(metric, maximize)]
     if parts.engine.patience is not None:
         found.append(EarlyStopping(metric, maximize, parts.engine.patience, parts.engine.min_delta))
     found.append(Report(parts.tracking))
+    if trial is not None:
+        found.append(Reporting(trial))
     if parts.debug.profile and world.first:
         found.append(Profiler(folder))
     every = parts.engine.checkpoint_every
@@ -246,9 +365,18 @@ def _callbacks(
     keep, on_error, images = parts.engine.keep, parts.engine.on_save_error, Images()
     save = Save(
         lambda state: take(stepper, state, found, world, images).write,
-        checkpoints, request, keep, further, on_error, world=world,
+        checkpoints, request, keep, further, on_error, world=world, earlier=lambda: bests(checkpoints),
     )  # fmt: skip
     return [Saved(save), *found, save]
+
+
+def _averaged(parts: Parts, plan: Plan, stepper: Stepper) -> list[Callback]:
+    """What follows the weights, where they are averaged; from now on the average is judged."""
+    if is_off(parts.averaging):
+        return []
+    average = Average(stepper.model, parts.averaging, plan.per_epoch)
+    stepper.judged = average.worn
+    return [average]
 
 
 def _conclude(
@@ -261,12 +389,7 @@ def _conclude(
     checkpoints: Checkpoints,
 ) -> Outcome:
     """Export the best checkpoint, load it back, compare, test."""
-    folder = run.folder / "model"
-    weights = checkpoints.at(state.best_step) / WEIGHTS
-    problem = damage(weights.parent)
-    if problem is not None:
-        raise RunError(f"{weights.parent}: the best checkpoint can't be exported: {problem}")
-    artifact.export(folder, weights, ready.model, ready.loaded, config, ready.data.corpus.label_names)
+    folder = _export(ready, run, config, state, checkpoints)
     best = artifact.load(folder, parts.paths).model.to(ready.amp.device)
     compare_reloaded(best, judges["validation"], state)
     seen = _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
@@ -274,8 +397,43 @@ def _conclude(
     metrics = {f"validation/{name}": value for name, value in seen.metrics.items()}
     metrics |= {f"test/{name}": value for name, value in tested.metrics.items()}
     run.update(metrics=metrics)
-    _curves(run.folder, parts.task)
+    if parts.engine.pictures:
+        _curves(run.folder, parts.task)
     return Outcome(run.folder, metrics, state.best_value, tested.text())
+
+
+def _export(ready: Ready, run: Run, config: Node, state: State, checkpoints: Checkpoints) -> Path:
+    """Put the best checkpoint into the run's `model` folder."""
+    folder, weights = run.folder / "model", checkpoints.at(state.best_step) / WEIGHTS
+    problem = damage(weights.parent)
+    if problem is not None:
+        raise RunError(f"{weights.parent}: the best checkpoint can't be exported: {problem}")
+    artifact.export(folder, weights, ready.model, ready.loaded, config, ready.data.corpus.label_names)
+    return folder
+
+
+def _conclude_trial(
+    parts: Parts,
+    ready: Ready,
+    run: Run,
+    config: Node,
+    state: State,
+    judges: dict[str, Evaluator],
+    checkpoints: Checkpoints,
+) -> Outcome:
+    """Export the best checkpoint and report on validation; the sweep tests its best trial when it is over."""
+    _export(ready, run, config, state, checkpoints)
+    seen = _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
+    metrics = {f"validation/{name}": value for name, value in seen.metrics.items()}
+    run.update(metrics=metrics)
+    return Outcome(run.folder, metrics, state.best_value, seen.text())
+
+
+def status_of(error: BaseException) -> str:
+    """How a run that raised `error` ended."""
+    if isinstance(error, PrunedError):
+        return "pruned"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
 
 
 def compare_reloaded(model: nn.Module, judge: Evaluator, state: State) -> None:
@@ -310,7 +468,7 @@ def _judge(parts: Parts, run: Run, split: str, predictions: Predictions, judge: 
     """Predictions file, report files, trackers."""
     predictions.save(run.folder / "predictions" / f"{split}.npz")
     metrics = judge.metrics(predictions)
-    report = judge.report(predictions, metrics, run.folder / "report")
+    report = judge.report(predictions, metrics, run.folder / "report", parts.engine.pictures)
     parts.tracking.report(predictions, list(judge.label_names) or None, metrics)
     return report
 
@@ -328,24 +486,35 @@ def _curves(folder: Path, task: Task) -> None:
 
 
 def _info(
-    parts: Parts, run: Run, config: Node, total: int, group: str | None, state: State | None, resume: bool
+    parts: Parts,
+    run: Run,
+    config: Node,
+    total: int,
+    group: str | None,
+    state: State | None,
+    resume: bool,
+    trial: Trial | None,
 ) -> RunInfo:
     from whet.secrets import mask
 
     told = parts.task.directions() if state is not None and state.evaluated >= 0 else {}
+    facts = None if trial is None else trial.facts
     return RunInfo(
         folder=run.folder,
-        name=parts.name or run.folder.name,
         config=mask(config),
-        group=group,
+        trial=facts,
+        **shown_as(run.folder, parts.name, group, facts),
         tags=tuple(parts.tags),
         total_steps=total,
         resumed_after=None if not resume else state.step if state else 0,
         logged=frozenset(f"validation/{name}" for name in told),
-        directions={
-            f"{s}/{n}": d for s in ("validation", "test") for n, d in parts.task.directions().items()
-        },
+        directions=directions(parts.task),
     )
+
+
+def directions(task: Task) -> dict[str, str]:
+    """Of a task's metrics on validation and test, by the names that the trackers have."""
+    return {f"{s}/{n}": d for s in ("validation", "test") for n, d in task.directions().items()}
 
 
 def _same_everywhere(world: World, hashes: dict[str, str]) -> None:
@@ -365,10 +534,19 @@ def _same_data(run: Run, now: dict[str, str]) -> None:
             raise RunError(f"{run.folder}: the {split} rows aren't those of the run any more; start anew")
 
 
+def _same_objective(run: Run, now: dict[str, Any]) -> None:
+    """A run goes on only towards what it was trained for."""
+    before = run.record.get("objective", now)
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise RunError(f"{run.folder}: the objective's {name} isn't that of the run any more; start anew")
+
+
 def _data_facts(ready: Ready, padding: float) -> dict[str, Any]:
     tokens = ready.data.tokens
     return {
-        "rows": {name: len(found) for name, found in tokens.items()},
+        "rows": {name: len(found) for name, found in ready.data.corpus.splits.items()},
+        "augmentation": ready.data.training.facts,
         "label_names": list(ready.data.corpus.label_names),
         "label_counts": _counts(ready),
         "padding": round(padding, 4),

@@ -108,7 +108,9 @@ class Report:
         return "\n".join(_markdown(self)) + "\n"
 
 
-def write_report(report: Report, predictions: Predictions, probabilities: Array, folder: Path) -> None:
+def write_report(
+    report: Report, predictions: Predictions, probabilities: Array, folder: Path, pictures: bool = True
+) -> None:
     """Write the report of one split to `folder`, each file whole or not at all.
 
     Args:
@@ -116,12 +118,14 @@ def write_report(report: Report, predictions: Predictions, probabilities: Array,
         predictions: of the split.
         probabilities: as for `make_report`; the pictures show them.
         folder: gets `<split>.json`, `<split>.md`, `<split>_confusion.png` and `<split>_pr.png`.
+        pictures: false leaves out the last two.
     """
     dumped = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     for name, content in ((f"{report.split}.json", dumped + "\n"), (f"{report.split}.md", report.markdown())):
         with aside(folder / name) as beside:
             beside.write_text(content, encoding="utf-8", newline="\n")
-    _draw(report, predictions, probabilities, folder)
+    if pictures:
+        _draw(report, predictions, probabilities, folder)
 
 
 def make_report(

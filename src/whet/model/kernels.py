@@ -7,7 +7,8 @@ devices, and for anything out of the ordinary, the exchanged modules do what tor
   the rate is the nearest multiple of 2^-16. Every draw is seeded from torch's global generator.
 - A layer norm under bf16 autocast reads and writes bf16 and computes in fp32; autocast alone keeps what is
   between the blocks in fp32 and converts it for each linear layer anew.
-- Attention with dropout, for which the CPU has no fused kernel, runs in the format of its inputs.
+- Attention with dropout, for which the CPU has no fused kernel, runs in the format of its inputs; large ones
+  some texts at a time, so that what lies between two steps doesn't leave the processor's caches.
 - A large embedding table keeps its gradient's memory and clears only the rows that a batch touched.
 """
 
@@ -163,11 +164,127 @@ def attention(
         )
     with torch.autocast(query.device.type, enabled=False):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        bias = None if attention_mask is None else _bias(attention_mask, query.dtype)
+        if query.shape[:3].numel() * key.shape[2] >= _BLOCKED and query.shape == key.shape == value.shape:
+            return _Attention.apply(query, key, value, bias, dropout, scale), None  # type: ignore[no-untyped-call]
         scores = torch.matmul(query * scale, key.transpose(-1, -2))
-        if attention_mask is not None:
-            scores = scores + _bias(attention_mask, scores.dtype)
+        if bias is not None:
+            scores = scores + bias
         weights = _Dropout.apply(torch.softmax(scores, -1), dropout)  # type: ignore[no-untyped-call]
         return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    """The same, some texts at a time.
+
+    Weights are kept for the backward pass with their sign telling which of them were dropped, so that neither
+    the mask nor what remains needs memory of its own. With W the weights that remain, P all of them and s the
+    factor that makes up for the rest, dS = s W * dW - P * rowsum(dO * O) (Dao et al., 2022, appendix B.2).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        rate: float,
+        scale: float,
+    ) -> torch.Tensor:
+        texts, heads, length, width = query.shape
+        out = query.new_empty(texts, length, heads, width)
+        signed = query.new_empty(texts, heads, length, length)
+        spread = None if bias is None else bias.expand(texts, *bias.shape[1:])
+        draws = np.random.SFC64(int(torch.randint(0, 2**62, (1,))))
+        room = query.new_empty(_at_once(query) * heads, length, length)
+        for part in _portions(query):
+            scores, kept = room[: _count(part) * heads], signed[part].flatten(0, 1)
+            torch.bmm(_flat(query[part], scale), _flat(key[part]).transpose(1, 2), out=scores)
+            if spread is not None:
+                scores.view_as(signed[part]).add_(spread[part])
+            torch._softmax(scores, -1, False, out=kept)
+            _mark(kept, rate, draws)
+            torch.clamp_min(kept, 0, out=scores)
+            each = torch.bmm(scores, _flat(value[part], _upscale(rate)))
+            out[part] = each.view(-1, heads, length, width).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, out, signed)
+        ctx.rate, ctx.scale = rate, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, out, signed = ctx.saved_tensors
+        arrived, heads, length = gradients[0].to(query.dtype), query.shape[1], query.shape[2]
+        sums = (
+            (arrived.float() * out.float()).sum(-1).transpose(1, 2).to(query.dtype)
+        )  # [texts, heads, length]
+        found = [torch.empty_like(out).transpose(1, 2) for _ in range(3)]
+        rooms = [query.new_empty(_at_once(query) * heads, length, length) for _ in range(2)]
+        for part in _portions(query):
+            kept = signed[part].flatten(0, 1)
+            weights, scores = (room[: len(kept)] for room in rooms)
+            given = _flat(arrived[part].transpose(1, 2), _upscale(ctx.rate))
+            torch.clamp_min(kept, 0, out=weights)
+            of_value = torch.bmm(weights.transpose(1, 2), given)
+            torch.bmm(given, _flat(value[part]).transpose(1, 2), out=scores).mul_(weights)
+            torch.abs(kept, out=weights)
+            scores.addcmul_(weights, sums[part].reshape(-1, length, 1), value=-1)
+            of_query = torch.bmm(scores, _flat(key[part], ctx.scale))
+            of_key = torch.bmm(scores.transpose(1, 2), _flat(query[part], ctx.scale))
+            for all_of, each in zip(found, (of_query, of_key, of_value), strict=True):
+                all_of[part] = each.view_as(query[part])
+        return *found, None, None, None
+
+
+_BLOCKED = 12 << 20
+"""Scores from which on attention is computed in portions."""
+_PORTION = 4 << 20
+"""Scores of a portion, about."""
+
+
+def _at_once(query: torch.Tensor) -> int:
+    """Texts of a portion."""
+    texts, heads, length, _ = query.shape
+    return min(texts, max(1, _PORTION // (heads * length * length)))
+
+
+def _portions(query: torch.Tensor) -> list[slice]:
+    step = _at_once(query)
+    return [slice(start, min(start + step, len(query))) for start in range(0, len(query), step)]
+
+
+def _count(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _flat(states: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """[texts * heads, length, width], scaled."""
+    return (states if scale == 1 else states * scale).reshape(-1, *states.shape[2:])
+
+
+def _upscale(rate: float) -> float:
+    return 1 / (1 - rate) if rate < 1 else 0.0
+
+
+def _mark(weights: torch.Tensor, rate: float, draws: np.random.SFC64) -> None:
+    """Set each sign with probability `rate` (to 2^-15), by 16 random bits an element.
+
+    In every 16 bits of a word, the upper one of (15 random bits + rate * 2^15) is the carry.
+    """
+    count = weights.numel()
+    words = torch.from_numpy(draws.random_raw((count + 3) // 4).view(np.int64))
+    words.bitwise_and_(_lanes(0x7FFF)).add_(_lanes(round(rate * 0x8000))).bitwise_and_(_lanes(0x8000))
+    signs = words.view(torch.int16)[:count].view(weights.shape)
+    if weights.element_size() == 4:
+        signs = signs.to(torch.int32).bitwise_left_shift_(16)
+    weights.view(signs.dtype).bitwise_or_(signs)
+
+
+def _lanes(value: int) -> int:
+    """A word of four times these 16 bits, as a signed number."""
+    word = value * 0x0001_0001_0001_0001
+    return word - (1 << 64) if word >> 63 else word
 
 
 def _usual(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whet.errors import ModelError
 
@@ -74,6 +74,26 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if name.startswith(prefixes) and is_linear(module)]
 
 
+_OFFSET_POSITIONS = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "xlm-roberta-xl",
+    "data2vec-text",
+)
+"""Architectures whose position ids start after the padding id."""
+
+
+def positions(config: Any) -> int | None:
+    """Tokens that a model of this config has positions for; None where it has no table of them."""
+    known = getattr(config, "max_position_embeddings", None)
+    if not known or known < 0:
+        return None
+    return int(known - (config.pad_token_id or 0) - 1 if config.model_type in _OFFSET_POSITIONS else known)
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a dense map y = x W + b."""
     from torch import nn
@@ -123,22 +143,25 @@ def _items(name: str, modules: nn.ModuleList) -> list[str]:
 
 
 def _embedding_modules(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of modules that hold embedding tables, and of what is named after them (their norms)."""
+    """Prefixes of modules that hold embedding tables, and of what is named after them (their norms).
+
+    A norm that a model declares right after a table normalises it (DeBERTa's relative positions).
+    """
     from torch import nn
 
     found = [name for name, _ in model.named_modules() if "embed" in name.rpartition(".")[2].lower()]
     for name, module in model.named_modules():
         before: nn.Module | None = None
         for child, part in module.named_children():
-            if isinstance(part, nn.Embedding) or (isinstance(before, nn.Embedding) and _is_norm(part)):
+            if isinstance(part, nn.Embedding) or (isinstance(before, nn.Embedding) and is_norm(part)):
                 found.append(f"{name}.{child}" if name else child)
             before = part
     return tuple(f"{name}." for name in found)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """A norm that a model declares right after a table normalises it (DeBERTa's relative positions)."""
-    return "norm" in type(module).__name__.lower()
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` is a layer norm or one of its kin: its class says so, and it has a vector to learn."""
+    return "norm" in type(module).__name__.lower() and any(p.ndim == 1 for p in module.parameters(False))
 
 
 def _depth(name: str, place: dict[str, int], embeddings: tuple[str, ...], seen: bool, last: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import random
@@ -57,6 +58,8 @@ class Cut:
     """Hidden size."""
     dtype: torch.dtype
     keep: Keep = "all"
+    alone: bool = False
+    """The one kept token of a text is all that the model is given of it."""
     entrance: str | None = None
     """Module that makes what enters the first block, left out too."""
     entrance_width: int = 0
@@ -306,11 +309,12 @@ def _candidates(model: nn.Module, seen: Trace, block: int, inputs: Inputs) -> It
     pooled = rows_first and states.shape[1] != length
     keeps: tuple[Keep, ...] = ("first", "last", "all") if block == len(seen.names) else ("all",)
     for keep in keeps[:1] if pooled else keeps:
-        for entrance in dict.fromkeys((seen.entrance, None)):
+        ways = itertools.product((True, False) if keep != "all" else (False,), (seen.entrance, None))
+        for alone, entrance in dict.fromkeys(ways):
             yield Cut(
                 block=block, layers=len(seen.names), names=tuple(seen.names[:block]), calls=last.calls,
                 items=items, length_first=not rows_first, width=states.shape[2], dtype=states.dtype,
-                keep=keep, entrance=entrance, entrance_width=seen.entrance_width,
+                keep=keep, alone=alone, entrance=entrance, entrance_width=seen.entrance_width,
             )  # fmt: skip
 
 
@@ -351,7 +355,7 @@ def is_faithful(
             model.train(training)
             plain = _outcome(model, output, inputs)
             with started_above(model, cut):
-                above = _outcome(model, output, {**inputs, STATES: states})
+                above = _outcome(model, output, given(cut, inputs, states))
             if not _alike(plain, above, exact):
                 log.debug("%s: another outcome (training %s)", cut, training)
                 return False
@@ -374,6 +378,21 @@ def restricted(states: torch.Tensor, cut: Cut, inputs: Inputs) -> torch.Tensor:
     for row, (start, end) in enumerate(spans(mask, cut.keep)):
         kept[row, start:end] = states[row, start:end]
     return kept
+
+
+def given(cut: Cut, inputs: Inputs, states: torch.Tensor) -> Inputs:
+    """What the model gets of a batch [batch, length] in place of what it gets without the cut."""
+    import torch
+
+    from whet.data.states import spans
+
+    whole = {**inputs, STATES: states}
+    if not cut.alone:
+        return whole
+    starts = [start for start, _ in spans(inputs["attention_mask"].bool().cpu().numpy(), cut.keep)]
+    places = torch.tensor(starts, device=states.device)
+    rows = torch.arange(len(starts), device=states.device)
+    return {name: tensor[rows, places][:, None] for name, tensor in whole.items()}
 
 
 def _outcome(

@@ -1,4 +1,7 @@
-"""What every method shares: `apply(model, …) -> model` decides what trains; new tensors always do."""
+"""What every method shares: `apply(model, …) -> model` decides what trains; new tensors always do.
+
+A method that has something to do while training goes on gives the model a `Companion`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,48 @@ from typing import TYPE_CHECKING
 from whet.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from whet.model.encoder import Loaded
 
     Method = Callable[[nn.Module], nn.Module]
+
+
+class Companion:
+    """What a method does at each update; does nothing at every hook.
+
+    Steps are counted as in `whet.engine.plan`: a resumed run goes on with the step that comes next.
+    """
+
+    def before_update(self, step: int, total: int, per_epoch: int) -> None:
+        """Before the gradient of update `step` (from 0) of `total` is computed."""
+
+    def after_gradient(self) -> None:
+        """Before gradients are clipped; they are those of the whole update, unscaled."""
+
+    def after_update(self, step: int) -> None:
+        """After an update was made, its gradients still there; not after one that was left out."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs."""
+        return {}
+
+    def load_state(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+_COMPANIONS = "whet_companions"
+
+
+def accompany(model: nn.Module, companion: Companion) -> None:
+    """Let the engine call `companion` while it trains `model`."""
+    setattr(model, _COMPANIONS, [*companions(model), companion])
+
+
+def companions(model: nn.Module) -> list[Companion]:
+    """Those that go along with the training of `model`, in the order of their methods."""
+    return list(getattr(model, _COMPANIONS, []))
 
 
 def apply(method: Method, loaded: Loaded) -> nn.Module:

@@ -11,6 +11,8 @@ from whet.types import PositiveFloat, PositiveInt, Probability
 if TYPE_CHECKING:
     from torch import nn
 
+Targets = Literal["all", "attention", "feed_forward"] | list[str]
+
 
 def lora(
     model: nn.Module,
@@ -18,7 +20,7 @@ def lora(
     r: PositiveInt = 8,
     alpha: PositiveFloat = 16.0,
     dropout: Probability = 0.05,
-    targets: Literal["all", "attention", "feed_forward"] | list[str] = "all",
+    targets: Targets = "all",
 ) -> nn.Module:
     """Put low-rank maps beside linear layers of the blocks, found by looking at the model.
 
@@ -32,22 +34,27 @@ def lora(
     Raises:
         ModelError: the targets, or one of the patterns, match nothing.
     """
+    return low_rank(model, targets, r=r, lora_alpha=alpha, lora_dropout=dropout)
+
+
+def low_rank(model: nn.Module, targets: Targets, **settings: object) -> nn.Module:
+    """Freeze `model` and put peft's LoRA layers around its `targets`.
+
+    Args:
+        model: changed in place.
+        targets: as `lora`'s.
+        settings: of peft's LoraConfig.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     names = target_names(model, targets)
     freeze(model)
-    config = LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=names,
-        fan_in_fan_out=_transposed(model, names),
-    )
+    config = LoraConfig(target_modules=names, fan_in_fan_out=transposed(model, names), **settings)
     adapted: nn.Module = inject_adapter_in_model(config, model)
     return adapted
 
 
-def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:
+def target_names(model: nn.Module, targets: Targets) -> list[str]:
     """Full module names of the linear layers that `targets` selects."""
     from whet.model.layers import linear_layers
 
@@ -74,5 +81,6 @@ def _in_attention(name: str) -> bool:
     return any("attn" in part or "attention" in part for part in name.lower().split(".")[-4:])
 
 
-def _transposed(model: nn.Module, names: list[str]) -> bool:
+def transposed(model: nn.Module, names: list[str]) -> bool:
+    """Whether linear maps keep their matrix as [in, out] (GPT-2's `Conv1D`)."""
     return any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from whet.config import Component
 from whet.data.audit import Audit, Findings, is_missing
+from whet.data.scarce import few, mislabelled
 from whet.data.source import Source
 from whet.data.split import Split
 from whet.data.table import Table
 from whet.errors import ConfigError, DataError, nearest
 from whet.task.metrics import Kind, metric
-from whet.types import PositiveInt
+from whet.types import PositiveInt, Probability
 
 if TYPE_CHECKING:
     import datasets
@@ -56,6 +57,8 @@ class Criterion:
     """(logits [batch, outputs], labels) → [batch] weighted losses, fp32."""
     weights: Callable[[NDArray[Any]], NDArray[Any]]
     """labels → [batch] what each item adds to the divisor."""
+    each: Loss | None = None
+    """Of several labels: (logits, labels) → [batch, labels] losses, a row's loss being their mean."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Corpus:
     findings: Findings
     tables: dict[str, Table]
     """The same rows before encoding, for those who want to look."""
+    left: list[tuple[str, ...]] = field(default_factory=list)
+    """Texts of the training rows that `shots` left out: a pool without labels."""
 
     def sample(self, rows: int, seed: int) -> Corpus:
         """At most `rows` random examples of each split, in their order."""
@@ -100,6 +105,12 @@ class Task(Component, ABC):
     """Name of each raw value of the label column, where the value isn't the name itself (1.0 is 1)."""
     split: Split = field(default_factory=Split)
     """How rows without given splits are divided."""
+    shots: PositiveInt | None = None
+    """Train on so many rows of each class only (regression, multi-label: in all); null: on all rows."""
+    label_noise: Probability = 0.0
+    """For experiments: this share of the training rows gets another class, drawn at random."""
+    draw: int = 0
+    """Seed of shots and label_noise, whatever the run's: runs share their rows. '${seed}' draws for each."""
     audit: Audit = field(default_factory=Audit)
     """What to do about empty texts, duplicates, leaks and the like."""
     max_length: PositiveInt = 128
@@ -123,6 +134,8 @@ class Task(Component, ABC):
         if self.primary not in known:
             problem = f"must be among task.metrics, or loss; {nearest(self.primary, known)}"
             raise ConfigError("primary", problem, self.primary)
+        if self.label_noise and not self.one_class:
+            raise ConfigError("label_noise", "only where a row has one class of several", self.label_noise)
         self._check_labels()
 
     # ------------------------------------------------ what a kind fills in
@@ -150,6 +163,11 @@ class Task(Component, ABC):
     @abstractmethod
     def describe(self, probabilities: NDArray[Any], label_names: Sequence[str]) -> list[dict[str, Any]]:
         """One JSON-able dict a row: `label` and `probabilities`, or `value`."""
+
+    @property
+    def one_class(self) -> bool:
+        """Whether a row's label is one class of several."""
+        return self.kind in ("single_label", "binary")
 
     def _check_labels(self) -> None:
         if len(self._label_columns()) != 1:
@@ -195,11 +213,21 @@ class Task(Component, ABC):
         names = self._names(tables.get("train", tables.get(UNSPLIT)))
         tables, findings = _below("audit", lambda: self.audit.run(tables, names or None))
         tables = _below("split", lambda: self.split.divide(tables))
+        tables["train"], left = self._scarce(tables["train"], names)
         splits = {
             name: Examples(name, _strings(rows.ids), rows.texts, self.encode(rows.labels, names))
             for name, rows in tables.items()
         }
-        return Corpus(splits, tuple(names), findings, tables)
+        return Corpus(splits, tuple(names), findings, tables, left)
+
+    def _scarce(self, train: Table, names: Sequence[str]) -> tuple[Table, list[tuple[str, ...]]]:
+        """The rows to train on, and the texts of those left out."""
+        kept, left = train, train.take([])
+        if self.shots is not None:
+            kept, left = few(train, self.shots, self.draw, names if self.one_class else ())
+        if self.label_noise:
+            kept = mislabelled(kept, self.label_noise, self.draw, names)
+        return kept, left.texts
 
     def table(self, rows: datasets.Dataset, split: str) -> Table:
         """The mapped columns of one split."""

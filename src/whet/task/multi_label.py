@@ -95,14 +95,17 @@ class MultiLabel(Task):
                 raise ConfigError("task.positive_weights", f"not a label; {nearest(name, label_names)}", name)
         weights = torch.tensor([(self.positive_weights or {}).get(name, 1.0) for name in label_names])
 
-        def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def each(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
             moved = weights.to(logits.device)
             z = logits.float()
-            each = F.binary_cross_entropy_with_logits(z, targets, pos_weight=moved, reduction="none")
-            return each.mean(dim=1).masked_fill((labels < 0).any(dim=1), 0.0)
+            found = F.binary_cross_entropy_with_logits(z, targets, pos_weight=moved, reduction="none")
+            return found.masked_fill((labels < 0).any(dim=1, keepdim=True), 0.0)
 
-        return Criterion(losses, labelled)
+        def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return each(logits, labels).mean(dim=1)
+
+        return Criterion(losses, labelled, each)
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[Any]:
         import numpy as np

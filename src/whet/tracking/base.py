@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.config import Component
+from whet.config import Component, Node, flatten
+from whet.secrets import mask
 
 if TYPE_CHECKING:
     from whet.evaluation.predictions import Predictions
@@ -35,6 +36,31 @@ class RunInfo:
     """Names of the metrics that such a run logged before: its last evaluation isn't told twice."""
     directions: Mapping[str, str] = field(default_factory=dict)
     """Metric name → `maximize` or `minimize`, as the task declares it."""
+    trial: Mapping[str, Any] | None = None
+    """Of a sweep's run: study, number, repeat, params."""
+
+    def settings(self) -> dict[str, Any]:
+        """Leaves of config and trial by dotted key (`trial.params.optimizer.lr`), secrets masked."""
+        trial = {} if self.trial is None else {"trial": self.trial}
+        return dict(flatten(mask({**self.config, **trial})))
+
+
+def shown_as(folder: Path, name: str | None, multirun: str | None, trial: Mapping[str, Any] | None) -> Node:
+    """What trackers call a run: its `name`, `group` and `job_type`, as `RunInfo` has them.
+
+    A trial belongs to its study and bears its name and number, since every trial has the config's `name`.
+
+    Args:
+        folder: of the run.
+        name: what the config calls it.
+        multirun: the multirun that it is a job of.
+        trial: the trial that it belongs to.
+    """
+    if trial is None:
+        return {"name": name or folder.name, "group": multirun, "job_type": "train"}
+    place = f"{trial['study']}/{trial['number']:04d}"
+    repeat = "" if place.endswith(f"/{folder.name}") else f"/{folder.name}"
+    return {"name": place + repeat, "group": str(trial["study"]), "job_type": "trial"}
 
 
 class Sink(Component, ABC):
@@ -56,7 +82,7 @@ class Sink(Component, ABC):
 
     @abstractmethod
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """Called once: `finished`, `failed` or `interrupted`, with the run's final figures."""
+        """Called once: `finished`, `pruned`, `failed` or `interrupted`, with the run's final figures."""
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from whet.tracking.figures import unseen
 if TYPE_CHECKING:
     from whet.evaluation.predictions import Predictions
 
-log = logging.getLogger("whet.tracking")
 FILE = "metrics.jsonl"
 
 

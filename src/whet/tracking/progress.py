@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Choice = Literal["auto", "bar", "lines", "off"]
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether `auto` shows nothing from now on: where a sweep tells of its trials."""
+    global _quiet
+    _quiet = quiet
+
+
 SHORT_SECONDS = 2.0
 """Work that ends sooner leaves no plain lines."""
 
@@ -153,7 +162,7 @@ def open_row(
         choice = "off"
     if choice == "auto":
         live = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        choice = "bar" if live else "lines"
+        choice = "off" if _quiet else "bar" if live else "lines"
     if choice == "bar":
         return Bar(title, total, unit)
     if choice == "lines":

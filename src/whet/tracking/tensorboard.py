@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.config import flatten
-from whet.secrets import mask
 from whet.storage import Appended, aside
 from whet.tracking.base import RunInfo, Sink
 from whet.tracking.figures import class_names, confusion, curves, unseen
@@ -27,6 +26,8 @@ FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents.*"
 _READABLE = 30
 """Up to so many classes the confusion image carries names and counts."""
+_STATUS = {"finished": "STATUS_SUCCESS", "pruned": "STATUS_UNKNOWN"}
+"""TensorBoard's state of a run; any other is a failure. It has no word for a pruned one, which is neither."""
 
 
 @dataclass(kw_only=True)
@@ -74,10 +75,9 @@ class TensorBoard(Sink):
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         if self._run is None:
             return
-        figures = {name: float(value) for name, value in flatten(summary) if _is_number(value)}
-        self.log(unseen(figures, "final", self._seen), self._step)
-        named = {name if "/" in name else f"final/{name}": value for name, value in figures.items()}
-        self._write_hparams(status, named)
+        figures = {f"final/{name}": float(value) for name, value in flatten(summary) if _is_number(value)}
+        self.log(figures, self._step)  # the last evaluation isn't the best one, whose figures these are
+        self._write(session_end(status), None)
         if self._file is not None:
             self._file.close()
         self._run = self._file = None
@@ -89,20 +89,8 @@ class TensorBoard(Sink):
         if self._file is None:
             folder, after = self._run.folder / FOLDER, self._run.resumed_after
             self._file = EventFile(folder, after + 1 if after is not None and _has_events(folder) else None)
+            self._file.add(session_start(self._run), None)
         self._file.add(summary, step)
-
-    def _write_hparams(self, status: str, figures: dict[str, float]) -> None:
-        """The run's row of the hyper-parameter table, in the run's own folder."""
-        from torch.utils.tensorboard.summary import hparams
-
-        config = self._run.config if self._run else {}
-        leaves = {
-            key: value for key, value in flatten(mask(config)) if isinstance(value, (bool, int, float, str))
-        }
-        experiment, started, ended = hparams(leaves, figures)  # type: ignore[no-untyped-call]
-        _set_status(ended, status)
-        for part in (experiment, started, ended):
-            self._write(part, None)
 
 
 class EventFile:
@@ -207,17 +195,45 @@ def _write_counts(axes: Any, counts: NDArray[Any], names: list[str]) -> None:
             axes.text(predicted, actual, str(count), ha="center", va="center", color=shade)
 
 
-def _set_status(ended: Any, status: str) -> None:
-    """TensorBoard's own state of a run that didn't finish."""
-    from tensorboard.plugins.hparams.api_pb2 import Status  # type: ignore[import-untyped]
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
+# ---------------------------------------------------------------- the table of hyper-parameters
 
-    if status == "finished":
-        return
-    plugin = ended.value[0].metadata.plugin_data
-    content = HParamsPluginData.FromString(plugin.content)
-    content.session_end_info.status = Status.Value("STATUS_FAILURE")
-    plugin.content = content.SerializeToString()
+
+def session_start(run: RunInfo) -> Any:
+    """A run's settings: its row of the table, from the first event on.
+
+    Its columns aren't declared: TensorBoard would take one run's declaration for all the runs below a folder,
+    where it otherwise finds settings, figures, and which settings differ, by itself.
+    """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo  # type: ignore[import-untyped]
+
+    info = SessionStartInfo(start_time_secs=time.time())
+    for key, value in run.settings().items():
+        if isinstance(value, bool):
+            info.hparams[key].bool_value = value
+        elif isinstance(value, (int, float)):
+            info.hparams[key].number_value = value
+        elif isinstance(value, str):
+            info.hparams[key].string_value = value
+    return _session("session_start_info", info)
+
+
+def session_end(status: str) -> Any:
+    """How a run ended."""
+    from tensorboard.plugins.hparams.api_pb2 import Status  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo
+
+    told = Status.Value(_STATUS.get(status, "STATUS_FAILURE"))
+    return _session("session_end_info", SessionEndInfo(status=told, end_time_secs=time.time()))
+
+
+def _session(part: str, info: Any) -> Any:
+    """A part of a run's row, as the plugin of that table reads it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams import metadata  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    told = metadata.create_summary_metadata(HParamsPluginData(**{part: info}))
+    return Summary(value=[Summary.Value(tag=f"_hparams_/{part}", metadata=told, tensor=metadata.NULL_TENSOR)])
 
 
 def _is_number(value: Any) -> bool:

@@ -4,10 +4,10 @@ All of it (import, init, log, finish) happens in one daemon thread fed by a boun
 what comes, an exception switches the sink off, and a hang at the end is waited for `patience` seconds; each
 is reported once.
 
-W&B can't take back what it was told, and `wandb sync` lets the record of a resumed offline run overwrite
-the earlier one. So the run keeps a file of its rows, cut back to the checkpoint that it goes on from, and
-tells W&B all of them again, each with the number it had: online W&B takes only those that it hasn't got, and
-offline the newest record is whole, while those before it are put away in `wandb/superseded/`.
+W&B can't take back what it was told, and its own `wandb sync` lets the record of a resumed offline run
+overwrite the earlier one. So the run keeps a file of its rows, cut back to the checkpoint that it goes on
+from, and tells W&B all of them again, each with the number it had: online W&B takes only those that it hasn't
+got, and offline the newest record is whole, while those before it are put away in `wandb/superseded/`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from whet.config import flatten
 from whet.errors import WhetError, one_line
 from whet.secrets import mask, mask_text
 from whet.tracking.base import RunInfo, Sink
@@ -43,7 +42,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("whet.tracking")
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-_EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}
+EXIT_CODES = {"finished": 0, "pruned": 0, "failed": 1, "interrupted": 255}
+"""What W&B is told of how a run ended. It shows a pruned one as finished: `status` in the summary tells."""
+PROJECT = "whet"
 _CLOUD = "api.wandb.ai"
 _MAX_TAG = 64
 _MAX_CLASSES = 100
@@ -59,9 +60,9 @@ _FLUSH_SECONDS = 2.0
 
 @dataclass(kw_only=True)
 class Wandb(Sink):
-    """Sends the run to Weights & Biases, or records it in `<run>/wandb/` for a later `wandb sync`."""
+    """Sends the run to Weights & Biases, or records it in `<run>/wandb/` for a later `whet sync`."""
 
-    project: str = "whet"
+    project: str = PROJECT
     entity: str | None = None
     """User or team; null: your account's default."""
     mode: Mode = "auto"
@@ -81,6 +82,8 @@ class Wandb(Sink):
     _told_of: int = field(init=False, repr=False, default=0)
     """Rows of `_step` so far."""
     _place: str = field(init=False, repr=False, default="")
+    """Where W&B's own process writes; empty before it does."""
+    _folder: Path = field(init=False, repr=False, default=Path())
 
     def __post_init__(self) -> None:
         self._queue = queue.Queue(self.queue_size)
@@ -88,7 +91,7 @@ class Wandb(Sink):
     def start(self, run: RunInfo) -> None:
         if self.mode == "disabled":
             return
-        self._seen, self._step = set(run.logged), run.resumed_after or 0
+        self._seen, self._step, self._folder = set(run.logged), run.resumed_after or 0, run.folder
         run_id(run.folder)  # chosen at once: whenever the run is killed, it goes on under this id
         self._rows = Lines(run.folder / "wandb" / ROWS)
         earlier = list(numbered(self._rows.open(run.resumed_after or 0)))
@@ -102,14 +105,14 @@ class Wandb(Sink):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._seen.update(metrics)
         if self._rows is not None and self._rows.write(metrics, step):
-            self._offer(partial(_log, row=self._next(dict(metrics), step)))
+            self._offer(partial(log_row, row=self._next(dict(metrics), step)))
 
     def report(
         self, predictions: Predictions, label_names: list[str] | None, metrics: Mapping[str, float]
     ) -> None:
         new = unseen(metrics, predictions.split, self._seen)
         row = self._next(new, self._step)
-        self._offer(partial(_report, predictions=predictions, names=label_names, row=row))
+        self._offer(partial(log_report, predictions=predictions, names=label_names, row=row))
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Wait at most `patience` seconds for what is still queued and for W&B's own end."""
@@ -119,12 +122,12 @@ class Wandb(Sink):
         if worker is None or self._done.is_set():
             return
         deadline = time.monotonic() + self.patience
-        figures = mask(dict(summary)) | {"status": status}
-        last = partial(_finish, summary=figures, code=_EXIT_CODES.get(status, 1))
+        figures = ending(status, summary)
+        last = partial(_finish, summary=figures, code=EXIT_CODES.get(status, 1))
         with contextlib.suppress(queue.Full):  # nothing was taken all that time: the wait below ends at once
             self._queue.put(last, timeout=self.patience)
         if not self._done.wait(max(deadline - time.monotonic(), 0)):
-            _detach()
+            detach()
             self._tell("end", f"did not finish within {self.patience:g} s: {self._advice()}")
 
     def _next(self, values: dict[str, Any], step: int) -> Row:
@@ -146,12 +149,14 @@ class Wandb(Sink):
         try:
             run = self._open(info)
             for row in earlier:
-                _log(run, row)
+                log_row(run, row)
             while getattr(item := self._queue.get(), "func", None) is not _finish:
                 item(run)
             item(run)
+            if getattr(run, "offline", False):
+                log.info("W&B recorded offline; to upload: whet sync %s", info.folder)
         except Exception as error:  # noqa: BLE001  whatever a tracker raises, training goes on; told once
-            _detach()
+            detach()
             reason = mask_text(one_line(error)) or type(error).__name__
             self._tell("end", f"failed ({reason}): the run goes on without it")
         finally:
@@ -166,31 +171,14 @@ class Wandb(Sink):
         _own_random()
         mode = choose_mode(self.mode, wandb.setup().settings)
         atexit.register(self._at_exit)  # again, after W&B's own exit hook, so that ours runs before it
-        arguments = self._arguments(info, mode)
+        arguments = init_arguments(info, self.project, self.entity, mode)
         put_away(info.folder / "wandb")
         self._loaded.set()
-        run = wandb.init(**arguments)
+        run = wandb.init(**arguments, dir=str(info.folder.absolute()), settings=quiet_settings())
         _own_random()
         self._place = str(getattr(run.settings, "sync_dir", ""))
         define_metrics(run, info.directions)
         return run
-
-    def _arguments(self, info: RunInfo, mode: str) -> dict[str, Any]:
-        return {
-            "project": self.project,
-            "entity": self.entity,
-            "mode": mode,
-            "dir": str(info.folder.absolute()),
-            "id": run_id(info.folder),
-            "name": info.name,
-            "group": info.group,
-            "job_type": info.job_type,
-            "tags": [tag[:_MAX_TAG] for tag in info.tags],
-            "config": dict(flatten(mask(info.config))),
-            "resume": "allow" if mode == "online" else None,
-            "reinit": "create_new",
-            "settings": _settings(),
-        }
 
     def _at_exit(self) -> None:
         """The program ends, maybe without `finish()`: don't let W&B's own exit hook wait for ever.
@@ -202,7 +190,7 @@ class Wandb(Sink):
 
     def _advice(self) -> str:
         if self._place:
-            return f"upload the run later: wandb sync {self._place}"
+            return f"upload the run later: whet sync {self._folder}"
         return "it has no record of this run"
 
     def _tell(self, kind: str, message: str) -> None:
@@ -290,6 +278,23 @@ def numbered(lines: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         yield Row(values, step, place, line["time"])
 
 
+def init_arguments(info: RunInfo, project: str, entity: str | None, mode: str) -> dict[str, Any]:
+    """What `wandb.init` is told of a run."""
+    return {
+        "project": project,
+        "entity": entity,
+        "mode": mode,
+        "id": run_id(info.folder),
+        "name": info.name,
+        "group": info.group,
+        "job_type": info.job_type,
+        "tags": [tag[:_MAX_TAG] for tag in info.tags],
+        "config": info.settings(),
+        "resume": "allow" if mode == "online" else None,
+        "reinit": "create_new",
+    }
+
+
 def put_away(folder: Path) -> None:
     """Earlier offline records of a run that is told anew."""
     for path in folder.glob("offline-run-*"):
@@ -310,7 +315,7 @@ def define_metrics(run: Any, directions: Mapping[str, str]) -> None:
 # ---------------------------------------------------------------- what the worker does
 
 
-def _settings() -> Any:
+def quiet_settings(**more: Any) -> Any:
     """No console capture, prompts, code, git remote or command line: they cost time or carry secrets."""
     import wandb
 
@@ -322,25 +327,35 @@ def _settings() -> Any:
         "x_disable_meta": True,
         "x_save_requirements": False,
         "x_transaction_log_flush_interval": _FLUSH_SECONDS,
+        **more,
     }
     return wandb.Settings(
         **{name: value for name, value in wanted.items() if hasattr(wandb.Settings(), name)}
     )
 
 
-def _log(run: Any, row: Row) -> None:
+def log_row(run: Any, row: Row) -> None:
+    """Tell W&B a row, unless it is empty."""
     if row.values:
         values = {**row.values, "step": row.step, "_timestamp": row.time}
         run.log(values, step=row.number, commit=True)
 
 
-def _report(run: Any, predictions: Predictions, names: list[str] | None, row: Row) -> None:
+def log_report(run: Any, predictions: Predictions, names: list[str] | None, row: Row) -> None:
+    """Tell W&B a row with the charts of a split's predictions."""
     charts = {
         f"{predictions.split}/confusion": _confusion_chart(predictions, names),
         f"{predictions.split}/precision_recall": _curve_chart(predictions, names),
     }
     drawn = {name: chart for name, chart in charts.items() if chart is not None}
-    _log(run, replace(row, values={**row.values, **drawn}))
+    log_row(run, replace(row, values={**row.values, **drawn}))
+
+
+def has_charts(predictions: Predictions, names: list[str] | None) -> bool:
+    """Whether `log_report` draws anything."""
+    counts = confusion(predictions)
+    fits = counts is not None and len(class_names(predictions, names)) <= _MAX_CLASSES
+    return fits or bool(curves(predictions, names))
 
 
 def _confusion_chart(predictions: Predictions, label_names: list[str] | None) -> Any:
@@ -370,11 +385,15 @@ def _chart(
     return wandb.plot_table(vega_spec_name=spec, data_table=table, fields=fields, string_fields=titles)
 
 
+def ending(status: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's summary says in the end."""
+    figures: dict[str, Any] = mask(dict(summary))
+    return figures | {"status": status}
+
+
 def _finish(run: Any, summary: dict[str, Any], code: int) -> None:
     run.summary.update(summary)
     run.finish(exit_code=code)
-    if getattr(run, "offline", False):
-        log.info("W&B recorded offline; to upload: wandb sync %s", run.settings.sync_dir)
 
 
 def _own_random() -> None:
@@ -386,7 +405,7 @@ def _own_random() -> None:
             setattr(module, "random", private)  # noqa: B010  the attribute is an import
 
 
-def _detach() -> None:
+def detach() -> None:
     """Withdraw W&B's exit hook, which waits without limit for its service process."""
     setup = sys.modules.get("wandb.sdk.wandb_setup")
     connection = getattr(getattr(setup, "_singleton", None), "_connection", None)

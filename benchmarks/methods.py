@@ -1,0 +1,333 @@
+"""What does each method bring? Paired seeds against plain full fine-tuning, at the same budget, on real data.
+
+Every method of `METHODS` is trained with the seeds 1 to 5 in four regimes: all data; 64 labelled rows a
+class; 5 % of the training labels wrong; and the runs on all data attacked at test time (typing errors,
+swapped synonyms: test sets made once, beside this file). The runs are trials of whet sweeps, so the command
+goes on where it was stopped, and any number of terminals or machines may work on them:
+
+    python benchmarks/methods.py run                              all of it, in the background for a night
+    python benchmarks/methods.py run regime=few                   one regime
+    python benchmarks/methods.py run regime=few method=fgm,rdrop  some methods (plain always comes along)
+    python benchmarks/methods.py report                           JSON, docs/methods.md from what is there
+    python benchmarks/methods.py attack                           make the attacked test sets again
+
+A run's own learning rate is its method's usual one, in `METHODS`; nothing is tuned on the test split.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ATTACKED = HERE / "methods"
+OUT = Path("outputs/methods")
+RESULTS = HERE / "results" / "methods.json"
+PAGE = HERE.parent / "docs" / "methods.md"
+BASELINE = "plain"
+SEEDS = (1, 2, 3, 4, 5)
+TASKS: dict[str, list[str]] = {
+    "rotten_tomatoes": ["task=rotten_tomatoes"],
+    "reuters_r8": ["task=reuters_r8", "task.max_length=128"],
+}
+REGIMES: dict[str, list[str]] = {
+    "few": ["task.shots=64", "engine.duration=15ep", "engine.evaluate_every=3ep", "engine.batching.size=16"],
+    "full": ["engine.duration=2ep", "engine.evaluate_every=0.5ep"],
+    "noisy": ["task.label_noise=0.05", "engine.duration=2ep", "engine.evaluate_every=0.5ep"],
+}
+PEFT_LR = "optimizer.lr=1e-3"
+METHODS: dict[str, list[str]] = {
+    BASELINE: [],
+    # what trains
+    "linear_probe": ["peft=linear_probe", "optimizer.lr=1e-2"],
+    "top_layers": ["peft=top_layers", "optimizer.lr=1e-4"],
+    "gradual_unfreezing": ["peft=gradual_unfreezing"],
+    "bitfit": ["peft=bitfit", PEFT_LR],
+    "layer_norm": ["peft=layer_norm", PEFT_LR],
+    "lora": ["peft=lora", "optimizer.lr=5e-4"],
+    "rslora": ["peft=rslora", "optimizer.lr=5e-4"],
+    "dora": ["peft=dora", "optimizer.lr=5e-4"],
+    "ia3": ["peft=ia3", "optimizer.lr=5e-3"],
+    "vera": ["peft=vera", "optimizer.lr=5e-3"],
+    "prefix": ["peft=prefix", "optimizer.lr=5e-3"],
+    "prompt": ["peft=prompt", "optimizer.lr=1e-2"],
+    "bottleneck": ["peft=bottleneck", PEFT_LR],
+    "compacter": ["peft=compacter", PEFT_LR],
+    # the loss
+    "label_smoothing": ["objective=label_smoothing"],
+    "focal": ["objective=focal"],
+    "rdrop": ["objective=rdrop"],
+    "fgm": ["objective=fgm"],
+    "fgsm": ["objective=fgsm"],
+    "pgd": ["objective=pgd"],
+    "free": ["objective=free"],
+    "freelb": ["objective=freelb"],
+    "smart": ["objective=smart"],
+    "vat": ["objective=vat"],
+    "awp": ["objective=awp"],
+    "sam": ["objective=sam"],
+    "noise": ["objective=noise"],
+    "supcon": ["objective=supcon"],
+    # the texts
+    "synonym": ["augmentation=synonym"],
+    "eda": ["augmentation=eda"],
+    "aeda": ["augmentation=aeda"],
+    "char_noise": ["augmentation=char_noise"],
+    # the weights
+    "ema": ["averaging=ema"],
+    "swa": ["averaging=swa"],
+}
+PRIMARY = {"rotten_tomatoes": "accuracy", "reuters_r8": "accuracy"}
+
+
+# ---------------------------------------------------------------- runs
+
+
+def overrides(task: str, regime: str, method: str, seed: int) -> list[str]:
+    """Of one run."""
+    return [
+        *TASKS[task], *REGIMES[regime], *METHODS[method], f"seed={seed}", "tracking=local",
+        "engine.patience=null", "engine.pictures=false",
+        f"name={name_of(task, regime, method, seed)}", f"paths.output={OUT}",
+    ]  # fmt: skip
+
+
+def name_of(task: str, regime: str, method: str, seed: int) -> str:
+    return f"{task}-{regime}-{method}-s{seed}"
+
+
+def kept(task: str, regime: str, method: str, seed: int) -> Path:
+    """Where a run's figures stay when its weights are gone."""
+    return OUT / "figures" / f"{name_of(task, regime, method, seed)}.json"
+
+
+def train(task: str, regime: str, method: str, seed: int) -> dict[str, Any]:
+    """One run, or what it came to when it was made; its weights don't stay.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    from whet.cli.main import main
+    from whet.engine import warm
+    from whet.storage import aside
+
+    path = kept(task, regime, method, seed)
+    if path.is_file():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    warm.keeping_on()
+    told = overrides(task, regime, method, seed)
+    folder = OUT / "runs" / name_of(task, regime, method, seed)
+    resumed = folder.is_dir()
+    code = main(["train", f"resume={folder}"]) if resumed else main(["train", *told])
+    if code:
+        raise RuntimeError(f"{folder}: exit code {code}")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    found = {
+        "test": record["metrics"][f"test/{PRIMARY[task]}"],
+        "seconds": record["timings"]["train_s"],
+        "peak_mb": record["memory"]["peak_mb"],
+        "trained_parameters": record["trainable"]["trained_parameters"],
+        "whole": not resumed,
+    }
+    if regime == "full" and task == "rotten_tomatoes":
+        found |= {f"attacked_{kind}": judged(folder, path) for kind, path in attacked().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as beside:
+        beside.write_text(json.dumps(found), encoding="utf-8")
+    for part in ("model", "checkpoints"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    return found
+
+
+def judged(run: Path, rows: Path) -> float:
+    """Accuracy of a run on a file."""
+    from whet.engine.load import open_run, rows_of
+    from whet.paths import Paths
+
+    paths = Paths(output=str(OUT))
+    finished = open_run(run, paths)
+    judge = finished.judge(rows_of(finished, str(rows), paths))
+    return float(judge.metrics(judge.predict(finished.trained.model))["accuracy"])
+
+
+def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str]) -> None:
+    """Sweep over what is asked for: one study a task and regime, every method with every seed."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    for task in tasks:
+        for regime in regimes:
+            chosen = list(dict.fromkeys([BASELINE, *methods]))
+            arguments = [
+                "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
+                "hydra.sweeper.direction=maximize",
+                f"hydra.sweeper.study_name={task}-{regime}-{len(chosen)}",
+                f"hydra.sweep.dir={OUT}/study/{task}-{regime}",
+                f"+seed=choice({','.join(map(str, SEEDS))})", f"+method=choice({','.join(chosen)})",
+                f"+task={task}", f"+regime={regime}", "hydra.sweep.subdir=.",
+            ]  # fmt: skip
+            sys.argv = [sys.argv[0], *arguments]
+
+            def trial(config: Any) -> float:
+                told = OmegaConf.to_container(config)
+                return float(train(**{str(key): value for key, value in told.items()})["test"])
+
+            hydra.main(version_base="1.3", config_path=None)(trial)()
+
+
+# ---------------------------------------------------------------- attacked test sets
+
+
+def attacked() -> dict[str, Path]:
+    """The files, by kind of attack."""
+    return {kind: ATTACKED / f"rotten_tomatoes-{kind}.csv" for kind in ("char", "synonym")}
+
+
+def attack() -> None:
+    """Make the test sets: one word in five misspelt, or exchanged for a synonym, by a fixed seed."""
+    import csv
+
+    from whet.config import build, compose
+    from whet.engine.train import Parts
+
+    for kind, choice in (("char", "char_noise"), ("synonym", "synonym")):
+        config = compose("train", [f"augmentation={choice}", "augmentation.rate=0.2"])
+        parts = build(config, Parts)()
+        corpus = parts.task.load(parts.paths)
+        rows = corpus.splits["test"]
+        texts = changed(parts, rows.texts, 20)
+        with attacked()[kind].open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            names = corpus.label_names
+            writer.writerows(
+                [text, names[int(label)]] for text, label in zip(texts, rows.labels, strict=True)
+            )
+
+
+def changed(parts: Any, texts: Sequence[tuple[str, ...]], seed: int) -> list[str]:
+    """Each text, changed once."""
+    from whet.augmentation.base import Item, Surroundings
+
+    change = parts.augmentation.changer(Surroundings(parts.paths))
+    return [text for (text,) in change([Item(each, None, (seed, row)) for row, each in enumerate(texts)])]
+
+
+# ---------------------------------------------------------------- report
+
+
+def gathered() -> dict[str, dict[str, dict[int, dict[str, Any]]]]:
+    """Figures by `task regime`, method and seed."""
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    for task in TASKS:
+        for regime in REGIMES:
+            for method in METHODS:
+                for seed in SEEDS:
+                    path = kept(task, regime, method, seed)
+                    if path.is_file():
+                        place = found.setdefault(f"{task} {regime}", {}).setdefault(method, {})
+                        place[seed] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def report() -> None:
+    """JSON of all figures and a page of tables."""
+    found = gathered()
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(found), encoding="utf-8")
+    print(f"{PAGE}\n{RESULTS}")
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/methods.md."""
+    lines = [
+        "# Methods compared", "",
+        "MiniLM, paired seeds, mean difference to plain full fine-tuning in points of test accuracy with its",
+        "95 % interval (Student's t over the seeds' differences). Time and memory are relative to plain. An",
+        "interval that holds 0 says that these runs show no difference. Made by",
+        "`python benchmarks/methods.py report` from `benchmarks/results/methods.json`.",
+        "",
+    ]  # fmt: skip
+    for place, methods in found.items():
+        lines += table(f"{place.replace(' ', ', ')}", methods, "test")
+        for kind in ("char", "synonym"):
+            if any(f"attacked_{kind}" in one for runs in methods.values() for one in runs.values()):
+                lines += table(f"{place.replace(' ', ', ')}, attacked: {kind}", methods, f"attacked_{kind}")
+    return "\n".join(lines)
+
+
+def table(title: str, methods: dict[str, Any], figure: str) -> list[str]:
+    """One table, the best difference first, and what it says in words."""
+    from whet.review.compare import paired
+
+    values = {name: {seed: 100 * one[figure] for seed, one in runs.items()} for name, runs in methods.items()}
+    base = methods[BASELINE]
+    told = sorted(paired(values, BASELINE), key=lambda each: -each.mean)
+    mean = statistics.fmean(values[BASELINE].values())
+    lines = [f"## {title}", "", f"Plain: {mean:.2f} % (mean of {len(base)} seeds).", ""]
+    lines += [
+        "| method | seeds | difference | 95 % interval | trained | time | memory |",
+        "|---|--:|--:|---|--:|--:|--:|",
+    ]
+    for each in told:
+        runs = methods[each.group]
+        lines.append(
+            f"| `{each.group}` | {each.n} | {each.mean:+.2f} | {each.low:+.2f} to {each.high:+.2f} "
+            f"| {share(runs, base, 'trained_parameters'):.2%} | {share(runs, base, 'seconds'):.2f} "
+            f"| {share(runs, base, 'peak_mb'):.2f} |"
+        )
+    return [*lines, "", *words(told), ""]
+
+
+def share(runs: dict[Any, Any], base: dict[Any, Any], figure: str) -> float:
+    """Median over seeds of a figure relative to plain's."""
+    both = [seed for seed in runs if seed in base and runs[seed]["whole"] and base[seed]["whole"]]
+    ratios = [runs[seed][figure] / base[seed][figure] for seed in both]
+    return statistics.median(ratios) if ratios else float("nan")
+
+
+def words(told: Iterable[Any]) -> list[str]:
+    """What helped, what did nothing that shows, what hurt."""
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "Helped": lambda each: each.low > 0,
+        "No difference shown": lambda each: each.low <= 0 <= each.high,
+        "Hurt": lambda each: each.high < 0,
+    }
+    told = list(told)
+    named = {kind: [f"`{each.group}`" for each in told if holds(each)] for kind, holds in kinds.items()}
+    return [f"{kind}: {', '.join(names) or 'none'}.  " for kind, names in named.items()]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code."""
+    if not arguments or arguments[0] not in ("run", "report", "attack"):
+        print((__doc__ or "").strip())
+        return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
+    given = dict(item.split("=", 1) for item in arguments[1:])
+    unknown = set(given) - {"regime", "task", "method"}
+    if unknown:
+        print(f"{', '.join(sorted(unknown))}: not a setting (regime, task, method)", file=sys.stderr)
+        return 2
+    if arguments[0] != "run":
+        {"report": report, "attack": attack}[arguments[0]]()
+        return 0
+    picked = []
+    for key, known in (("regime", REGIMES), ("task", TASKS), ("method", METHODS)):
+        names = given[key].split(",") if key in given else list(known)
+        if wrong := [name for name in names if name not in known]:
+            print(f"{key}={wrong[0]}: not one of {', '.join(known)}", file=sys.stderr)
+            return 2
+        picked.append(names)
+    run(*picked)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
