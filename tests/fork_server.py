@@ -7,6 +7,7 @@ files, hands signals on to it and ends as it ends. Only the standard library is 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import importlib.util
@@ -230,6 +231,7 @@ def become(job: Job, python: str) -> None:
     os.environ.clear()
     os.environ.update(job.environment)
     take_files(job)
+    faulthandler.enable(2)
     numpy.random.seed()
     sys.executable = python
     arguments = [item for item in job.arguments if item != "-u"]

@@ -53,9 +53,13 @@ def test_a_fork_is_like_a_process_of_the_interpreter(program, form):
     assert (fork.returncode, fork.stderr) == (process.returncode, process.stderr) == (7, "heard\n")
 
 
-@pytest.mark.parametrize(
-    "text", ["raise ValueError('no')", "import os; os.abort()", "raise KeyboardInterrupt", ""]
-)
+def test_a_crash_says_where(program):
+    found = forked.run(program("import os\nos.abort()"))
+    assert found.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in found.stderr and 'program.py", line 2' in found.stderr
+
+
+@pytest.mark.parametrize("text", ["raise ValueError('no')", "raise KeyboardInterrupt", ""])
 def test_ends(program, text):
     found, expected = forked.run(program(text)), real(program(text))
     assert found.returncode == expected.returncode

@@ -23,7 +23,8 @@ def record(folder, name):
 
 
 def test_minilm_learns_sentiment(real, capsys):
-    keys = ["tracking=none", "engine.threads=1", "debug.rows=700", "optimizer.lr=3e-4", "peft=top_layers"]
+    keys = ["tracking=none", "engine.threads=1", "debug.rows=400", "optimizer.lr=3e-4", "peft=top_layers"]
+    keys += ["engine.frozen=eval"]
     assert main(["train", *keys, "scheduler=constant", "engine.duration=3ep", "name=m"]) == 0
     told = record(real, "m")
     assert told["hashes"]["weights"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -45,6 +46,7 @@ def test_rotten_tomatoes_is_what_the_readme_says(real):
     assert {item["count"] for item in told["train"]["balance"]} == {3412}
 
 
+@pytest.mark.slow
 def test_imdb_minilm_on_the_real_reviews(real):
     assert (
         main(

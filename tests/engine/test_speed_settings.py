@@ -84,6 +84,7 @@ def test_packing_or_the_trunk_cache(workplace, quick, capsys):
     assert record["frozen"]["cache"] == "on"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_a_compiled_run(workplace, quick, capsys):
     """Its exported model says to the bit what the last evaluation said: `whet train` compares them."""

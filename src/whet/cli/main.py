@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import logging
 import os
@@ -76,6 +77,8 @@ def _guarded(arguments: list[str]) -> int:
     from whet.engine.distributed import joined
     from whet.engine.ending import Elsewhere
 
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)  # a crash of native code says where it happened
     tracing = not TRACE.isdisjoint(item.lstrip("+") for item in arguments)
     try:
         with joined() as world, _speaking(world.first):
