@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -285,7 +286,15 @@ def alone(place):
 
 @pytest.fixture(scope="module")
 def together(place):
-    return {name: train(place, f"name={name}", f"engine.parallel={name}") for name in ("ddp", "fsdp")}
+    """A crash in native code was seen once in hundreds of such runs: it is told with its stack, and tried again."""
+    found = {}
+    for name in ("ddp", "fsdp"):
+        found[name] = train(place, f"name={name}", f"engine.parallel={name}")
+        if "(SIGSEGV)" in found[name][2]:
+            warnings.warn(f"a process crashed:\n{found[name][2]}", stacklevel=1)
+            shutil.rmtree(folder_of(place, name))
+            found[name] = train(place, f"name={name}", f"engine.parallel={name}")
+    return found
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
