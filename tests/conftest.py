@@ -141,3 +141,11 @@ def told() -> Iterator[list[str]]:
     logging.getLogger("whet").addHandler(ear)
     yield found
     logging.getLogger("whet").removeHandler(ear)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many combinations the property table held."""
+    passed = terminalreporter.stats.get("passed", [])
+    table = [report for report in passed if report.nodeid.startswith("tests/properties/")]
+    if table:
+        terminalreporter.write_line(f"property table: {len(table):,} combinations hold")

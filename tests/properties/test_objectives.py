@@ -39,6 +39,8 @@ CPU = torch.device("cpu")
 ROOM = tempfile.TemporaryDirectory(prefix="whet-properties-")
 """For tokens of texts without labels."""
 NAMED = sorted(path.stem for path in (conf_dir() / "objective").glob("*.yaml"))
+MISSING = {"distill": {"teacher": "nowhere"}}
+"""Settings that have no default."""
 OTHERS = [name for name in NAMED if name != "plain"]
 ARCHITECTURES = ["bert", "distilbert", "deberta-v2", "gpt2", "modernbert", "roberta"]
 TEXTS = [(f"{'good fine' if row % 3 else 'bad dull'} {'x' * (row % 5 + 1)}",) for row in range(12)]
@@ -55,18 +57,24 @@ def loaded_once(cache):
     """A fresh copy of a tiny model, read once."""
 
     @functools.cache
-    def read_once(architecture):
+    def read_once(architecture, head):
         torch.manual_seed(1)
-        return tiny(architecture, dropout=0.1).load(HEAD, Paths(cache=str(cache)))
+        return tiny(architecture, dropout=0.1, head=head).load(HEAD, Paths(cache=str(cache)))
 
-    return lambda architecture: copy.deepcopy(read_once(architecture))
+    return lambda architecture, head="own": copy.deepcopy(read_once(architecture, head))
+
+
+def head_for(name):
+    """The `model.head` that an objective works on."""
+    node = load(conf_dir() / "objective" / f"{name}.yaml")
+    made = part({**node, **MISSING.get(name, {})}, object, "objective")
+    return getattr(made, "head", None) or "own"
 
 
 def made_of(name, model, tokenizer) -> Objective:
     """The choice as its YAML has it, ready."""
     node = load(conf_dir() / "objective" / f"{name}.yaml")
-    if name == "distill":
-        node["teacher"] = "nowhere"
+    node |= MISSING.get(name, {})
     if name in ("pseudo_label", "uda", "fixmatch"):
         node["threshold"] = 0.4  # a model of random weights is sure of nothing
     made = part(node, Objective | None if name != "plain" else object, "objective")
@@ -121,20 +129,22 @@ def trained(name, loaded, steps=6):
     torch.manual_seed(0)
     for update in made.plan:
         made.update(update)
+    made.before_judging()
     return flat(model), before, loss_of(made)
 
 
 @pytest.fixture(scope="module")
 def plainly(loaded_once):
-    return functools.cache(lambda architecture: trained("plain", loaded_once(architecture)))
+    return functools.cache(lambda architecture, head: trained("plain", loaded_once(architecture, head)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", OTHERS)
 def test_it_trains_and_changes_the_outcome(name, architecture, loaded_once, plainly):
-    weights, before, after = trained(name, loaded_once(architecture))
+    head = head_for(name)
+    weights, before, after = trained(name, loaded_once(architecture, head))
     assert torch.isfinite(weights).all() and after < 0.9 * before
-    assert (weights - plainly(architecture)[0]).abs().max() > 1e-5
+    assert (weights - plainly(architecture, head)[0]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -153,7 +163,7 @@ def test_under_lora_with_frozen_embeddings(name, loaded_once, monkeypatch):
     monkeypatch.setattr(Forward, "embedding", embedding)
     ends = []
     for chosen in (name, "plain"):
-        loaded = loaded_once("bert")
+        loaded = loaded_once("bert", head_for(name))
         torch.manual_seed(2)
         loaded.model = apply(lora, loaded)
         assert not loaded.model.get_input_embeddings().weight.requires_grad
@@ -172,7 +182,7 @@ def test_interrupted_is_uninterrupted(name, loaded_once, tmp_path):
     """Three updates, a checkpoint, and another process's objects that make the other three: the same bits."""
     ends = []
     for fresh in (True, False):
-        loaded = loaded_once("bert")
+        loaded = loaded_once("bert", head_for(name))
         made = stepper_of(made_of(name, loaded.model, loaded.tokenizer), loaded.model, loaded.tokenizer)
         torch.manual_seed(5 if fresh else 99)
         updates = list(made.plan)

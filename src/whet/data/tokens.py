@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from whet.data.batch import Examples
+    from whet.data.prompt import Prompt
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -86,6 +87,7 @@ def tokenize(
     max_length: int,
     source: str,
     room: Path,
+    prompt: Prompt | None = None,
 ) -> Tokens:
     """Token ids of `texts` from the cache, or made now and put there (if it can be written).
 
@@ -95,6 +97,7 @@ def tokenize(
         max_length: tokens kept of a row, special tokens included; of a pair the longer text is cut first.
         source: hash of the tokenizer's files.
         room: cache folder.
+        prompt: a pattern to put each row into.
 
     Raises:
         ConfigError: `max_length` leaves no room for text.
@@ -108,13 +111,14 @@ def tokenize(
         "class": type(tokenizer).__name__,
         "max_length": max_length,
         "tokenizers": tokenizers.__version__,
+        **({} if prompt is None else {"pattern": prompt.pattern}),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     folder = room / name[:2] / name
     found = _open(folder, key)
     if found is not None:
         return found
-    made = encode(texts, tokenizer, max_length)
+    made = encode(texts, tokenizer, max_length, prompt=prompt)
     try:
         _write(made, folder, key)
     except OSError as error:
@@ -131,11 +135,12 @@ def tokenize_splits(
     max_length: int,
     folder: Path,
     room: Path,
+    prompt: Prompt | None = None,
 ) -> dict[str, Tokens]:
     """`tokenize` for every split; `folder` holds the tokenizer's files."""
     source = tokenizer_hash(folder)
     return {
-        name: tokenize(examples.texts, tokenizer, max_length, source, room)
+        name: tokenize(examples.texts, tokenizer, max_length, source, room, prompt)
         for name, examples in splits.items()
     }
 
@@ -145,6 +150,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     shown: Literal["auto", "off"] = "auto",
+    prompt: Prompt | None = None,
 ) -> Tokens:
     """Token ids of `texts`, without the cache; `shown=off` tells nobody how far it is.
 
@@ -160,10 +166,14 @@ def encode(
     ids, types, truncated = [_NOTHING], [_NOTHING], []
     with progress(len(texts), "tokenising", "texts", shown) as advance:
         for chunk in _chunks(texts):
-            for row in _encode_chunk(chunk, tokenizer, max_length):
+            given, cut = chunk, [False] * len(chunk)
+            if prompt is not None:
+                filled, cut = prompt.cut(chunk, tokenizer, max_length)
+                given = [(text,) for text in filled]
+            for row, before in zip(_encode_chunk(given, tokenizer, max_length), cut, strict=True):
                 ids.append(np.array(row.ids or [tokenizer.pad_token_id], dtype=np.int32))
                 types.append(np.array(row.type_ids or [0], dtype=np.int8))
-                truncated.append(bool(row.overflowing))
+                truncated.append(before or bool(row.overflowing))
             advance(len(chunk))
     offsets = np.cumsum([len(row) for row in ids], dtype=np.int64)
     return Tokens(

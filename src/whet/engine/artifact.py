@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from whet.data.prompt import Prompt
     from whet.model.encoder import Loaded
     from whet.model.weights import Located
     from whet.paths import Paths
@@ -46,6 +47,11 @@ class Trained:
     task: Task
     label_names: tuple[str, ...]
     card: Node
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """The pattern that each text is put into."""
+        return self.task.prompt if self.card["model"].get("head") == "prompt" else None
 
 
 def export(
@@ -124,15 +130,17 @@ def read_card(folder: Path) -> Node:
 
 def _whole(folder: Path, encoder: Encoder) -> nn.Module:
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
+
+    from whet.model.heads import blank
 
     trust = encoder.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}/config.json: missing or damaged ({one_line(error)[:200]})") from None
-    made: nn.Module = AutoModelForSequenceClassification.from_config(
-        config, dtype=torch.float32, trust_remote_code=trust, **encoder.implementation()
+    made: nn.Module = blank(
+        config, encoder.head, dtype=torch.float32, trust_remote_code=trust, **encoder.implementation()
     )
     load_tensors(made, folder / WHOLE)
     return made

@@ -97,7 +97,7 @@ def prepare(
         training = augmentation.training(train, around, seed, epochs)
     limit, folder, room = max_length(task, loaded), loaded.located.folder, paths.cached("tokens")
     splits = {**corpus.splits, "train": training.examples}
-    tokens = tokenize_splits(splits, loaded.tokenizer, limit, folder, room)
+    tokens = tokenize_splits(splits, loaded.tokenizer, limit, folder, room, loaded.prompt)
     return Prepared(corpus, training, tokens, task.criterion(train.labels, corpus.label_names))
 
 

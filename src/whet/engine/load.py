@@ -55,7 +55,7 @@ class Finished:
         limit = min(
             self.trained.task.max_length, int(self.record.get("max_length") or self.trained.task.max_length)
         )
-        tokens = encode(texts, self.trained.tokenizer, limit)
+        tokens = encode(texts, self.trained.tokenizer, limit, prompt=self.trained.prompt)
         return Collator.of(tokens, labels, self.trained.tokenizer, self.engine.batching)
 
 

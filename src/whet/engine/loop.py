@@ -90,6 +90,7 @@ def _closing(callbacks: Sequence[Callback]) -> Iterator[None]:
 
 def _evaluate(state: State, stepper: Stepper, evaluator: Evaluator, callbacks: Sequence[Callback]) -> None:
     with untouched(), stepper.judged():
+        stepper.before_judging()
         predictions = evaluator.predict(stepper.model)
         metrics = evaluator.metrics(predictions)
     state.evaluated = state.step

@@ -146,6 +146,12 @@ class Stepper:
             names = {"param_names": list(parameters)} if "param_names" in first else {}
             self.optimizer.add_param_group({"params": list(parameters.values()), **rates, **names})
 
+    def before_judging(self) -> None:
+        """Let the objective do what it does before an evaluation."""
+        before = getattr(self.objective, "before_judging", None)
+        if before is not None:
+            before(self.forward)
+
     def ahead(self, updates: Iterable[Update]) -> Iterator[Update]:
         """`updates`, the batches of the next one made meanwhile in a thread."""
         with ThreadPoolExecutor(1, "whet-collate") as pool:

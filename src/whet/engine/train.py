@@ -111,15 +111,25 @@ class Parts:
             raise ConfigError("engine.parallel", problem, "fsdp")
         self.objective = self.augmentation.wrap(self.objective)
         if isinstance(self.objective, Objective):
-            _check_objective(self.objective, self.task, self.engine)
+            _check_objective(self.objective, self)
 
 
-def _check_objective(objective: Objective, task: Task, engine: Engine) -> None:
+def _check_objective(objective: Objective, parts: Parts) -> None:
     """What an objective can't do is said before anything is loaded."""
+    engine = parts.engine
     try:
-        objective.check(task)
+        objective.check(parts.task)
     except ConfigError as error:
         raise error.under("objective") from None
+    if objective.head not in (None, parts.model.head):
+        problem = f"this objective works on the head {objective.head}: set model.head={objective.head}"
+        raise ConfigError("model.head", problem, parts.model.head)
+    if objective.settles and not is_off(parts.averaging):
+        problem = "this objective fits the head to the weights at each evaluation: take averaging=none"
+        raise ConfigError("averaging", problem)
+    if objective.settles and engine.parallel == "fsdp":
+        problem = "this objective fits the head, which must be in one piece: take ddp"
+        raise ConfigError("engine.parallel", problem, "fsdp")
     if objective.moves_words and engine.compile is not False:
         problem = "compiled code doesn't see the objective move word embeddings; leave it false"
         raise ConfigError("engine.compile", problem, engine.compile)
@@ -283,7 +293,7 @@ def _setting(parts: Parts, ready: Ready, plan: Plan) -> Setting:
         task=parts.task, label_names=corpus.label_names, train=corpus.splits["train"],
         left=corpus.left, tokenizer=ready.loaded.tokenizer, max_length=max_length(parts.task, ready.loaded),
         batching=parts.engine.batching, model=ready.model, amp=ready.amp, paths=parts.paths,
-        augmentation=parts.augmentation, seed=parts.seed, total=plan.total,
+        augmentation=parts.augmentation, seed=parts.seed, total=plan.total, prompt=ready.loaded.prompt,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from whet.config import Component
 from whet.errors import ModelError, one_line
+from whet.model.heads import PROMPT, HeadKind, blank, loader
 from whet.model.weights import Located, Weights
 from whet.types import Probability
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from whet.data.prompt import Prompt
     from whet.paths import Paths
     from whet.task.base import Head
 
@@ -32,6 +34,8 @@ class Loaded:
     new: frozenset[str]
     """Parameters the weights didn't hold: they start at random, so every method trains and saves them."""
     located: Located
+    prompt: Prompt | None = None
+    """The pattern that each text is put into."""
 
 
 @dataclass(kw_only=True)
@@ -50,6 +54,9 @@ class Encoder(Component):
     """Attention implementation of transformers; auto takes its choice."""
     kernels: Literal["auto", "torch"] = "auto"
     """auto: quicker dropout, norms, attention and embedding gradients on CPUs; torch: its own throughout."""
+    head: HeadKind = "own"
+    """own: transformers' classification head; mean: one layer on the mean of the states, which sentence
+    embeddings are; prompt: a masked language model's words in the gap of task.prompt."""
     replace_head: bool = False
     """Start a new head where the weights bring one of another size."""
     trust_remote_code: bool = False
@@ -65,6 +72,7 @@ class Encoder(Component):
         located = self.locate(paths)
         config = self._config(located.folder, head)
         tokenizer = self._tokenizer(located)
+        prompt = self._prompt(config, tokenizer, head)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
         rates = self._head_rates(config)
@@ -72,7 +80,25 @@ class Encoder(Component):
         model, new = self._weights(located, config, head)
         for module, rate in zip(head_dropouts(model), rates, strict=False):
             module.p = rate
-        return Loaded(model, tokenizer, new, located)
+        return Loaded(model, tokenizer, new, located, prompt)
+
+    def _prompt(self, config: Any, tokenizer: PreTrainedTokenizerBase, head: Head) -> Prompt | None:
+        """The task's pattern, if this head reads one; what the model must know of it goes into its config."""
+        if self.head != "own" and self.trust_remote_code:
+            raise ModelError("model.head", "not with code that comes with the weights: take own", self.head)
+        if self.head != "prompt":
+            return None
+        if head.prompt is None or head.outputs != len(head.names):
+            problem = (
+                "needs a task of one class of several, with task.prompt: a pattern and each label's words"
+            )
+            raise ModelError("model.head", problem, self.head)
+        if tokenizer.mask_token_id is None:
+            problem = "its tokenizer has no mask token, which model.head=prompt asks for"
+            raise ModelError("model.weights", problem, self.name)
+        words = head.prompt.ids(tokenizer, head.names)
+        setattr(config, PROMPT, {"mask": int(tokenizer.mask_token_id), "words": words})
+        return head.prompt
 
     def locate(self, paths: Paths) -> Located:
         """The local directory of the weights, downloaded if need be."""
@@ -134,12 +160,11 @@ class Encoder(Component):
         that no config lists: so look at the head that transformers makes.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification as Auto
 
         if self.dropout is None and self.head_dropout is None:
             return []
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            found = head_dropouts(Auto.from_config(config, trust_remote_code=self.trust_remote_code))
+            found = head_dropouts(blank(config, self.head, trust_remote_code=self.trust_remote_code))
         if self.head_dropout is None:
             return [module.p for module in found]
         if not found:
@@ -150,17 +175,17 @@ class Encoder(Component):
     def _weights(self, located: Located, config: Any, head: Head) -> tuple[PreTrainedModel, frozenset[str]]:
         import torch
         from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification as Auto
 
+        kind = loader(config, self.head)
         try:
-            model, report = Auto.from_pretrained(
+            model, report = kind.from_pretrained(
                 located.folder,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                trust_remote_code=self.trust_remote_code,
+                **({"trust_remote_code": self.trust_remote_code} if self.head == "own" else {}),
                 **self.implementation(),
             )
         except (OSError, ValueError, SafetensorError) as error:
@@ -172,6 +197,10 @@ class Encoder(Component):
         new = _own_names(model, {*report["missing_keys"], *mismatched})
         _check_trunk(model, new, mismatched, located)
         self._check_head(mismatched, head, located)
+        if self.head == "prompt" and new:
+            names = ", ".join(sorted(new)[:3])
+            problem = f"they bring no head that guesses words ({names}); whet pretrain makes one"
+            raise ModelError("model.weights", problem, located.id)
         return model, new
 
     def _check_head(self, mismatched: set[str], head: Head, located: Located) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from whet.augmentation.base import Augmentation
     from whet.data.batch import Batch, Examples
     from whet.data.batching import Batching
+    from whet.data.prompt import Prompt
     from whet.engine.precision import Amp
     from whet.paths import Paths
     from whet.task.base import Criterion, Task
@@ -129,6 +130,8 @@ class Setting:
     seed: int
     total: int
     """Updates of the run."""
+    prompt: Prompt | None = None
+    """The pattern that each text is put into."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,16 @@ class Objective(Component):
         """Whether it looks at labels or rows itself, not through `Forward.losses`: they can't be mixed."""
         return False
 
+    @property
+    def settles(self) -> bool:
+        """Whether it sets weights before each evaluation: neither averaging nor fsdp."""
+        return False
+
+    @property
+    def head(self) -> str | None:
+        """The `model.head` that it needs; None where any will do."""
+        return None
+
     def check(self, task: Task) -> None:
         """Before data and weights are touched.
 
@@ -188,6 +201,9 @@ class Objective(Component):
 
     def after(self, forward: Forward) -> None:
         """After the optimizer's step."""
+
+    def before_judging(self, forward: Forward) -> None:
+        """Before each evaluation; random numbers drawn here don't reach the training."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What trains beside the model, once prepared: at the optimizer's rate, without weight decay.

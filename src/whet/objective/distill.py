@@ -222,7 +222,7 @@ def _asked(trained: Trained, setting: Setting) -> Any:
 
     texts = setting.train.texts
     limit = min(trained.task.max_length, int(trained.tokenizer.model_max_length))
-    tokens = encode(texts, trained.tokenizer, limit)
+    tokens = encode(texts, trained.tokenizer, limit, prompt=trained.prompt)
     collator = Collator.of(tokens, np.zeros(len(texts)), trained.tokenizer, setting.batching)
     log.info("distillation: the teacher reads %d training texts", len(texts))
     return logits_of(trained.model, collator, setting.amp, "asking the teacher")

@@ -50,7 +50,7 @@ class Pool:
         self.texts, self._setting, self._rank = texts, setting, here().rank
         source = hashlib.sha256(setting.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
         room = setting.paths.cached("tokens")
-        tokens = tokenize(texts, setting.tokenizer, setting.max_length, source, room)
+        tokens = tokenize(texts, setting.tokenizer, setting.max_length, source, room, setting.prompt)
         self._collator = self._collated(tokens)
 
     @classmethod
@@ -96,7 +96,9 @@ class Pool:
                 f"must give one text for each, without the original: it gave {len(texts)} for {len(rows)}"
             )
             raise ConfigError("objective.augmentation", problem)
-        tokens = encode(texts, self._setting.tokenizer, self._setting.max_length, shown="off")
+        tokens = encode(
+            texts, self._setting.tokenizer, self._setting.max_length, shown="off", prompt=self._setting.prompt
+        )
         return self._collated(tokens)(np.arange(len(rows)), self._setting.amp.device)
 
     def digest(self) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from whet.config import Component
 from whet.data.audit import Audit, Findings, is_missing
+from whet.data.prompt import Prompt
 from whet.data.scarce import few, mislabelled
 from whet.data.source import Source
 from whet.data.split import Split
@@ -43,6 +44,8 @@ class Head:
     """transformers' `problem_type`: single_label_classification, multi_label_classification, regression."""
     names: tuple[str, ...]
     """Label names in logit order; empty for regression."""
+    prompt: Prompt | None = None
+    """A pattern with a gap, for `model.head=prompt`."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Task(Component, ABC):
     """What to do about empty texts, duplicates, leaks and the like."""
     max_length: PositiveInt = 128
     """Tokens kept of a text (or pair), special tokens included."""
+    prompt: Prompt | None = None
+    """A pattern with a gap and the words that fill it: what `model.head=prompt` reads."""
     metrics: list[str] = field(default_factory=list)
     """Computed at every evaluation; empty takes the kind's usual ones."""
     primary: str | None = None
@@ -128,6 +133,10 @@ class Task(Component, ABC):
     def __post_init__(self) -> None:
         if isinstance(self.text, list) and len(self.text) not in (1, 2):
             raise ConfigError("text", "one column or two", self.text)
+        pair = self.prompt is not None and "{text2}" in self.prompt.pattern
+        if self.prompt is not None and pair != (len(self.columns) == 2):
+            problem = "{text2} stands for the second text of a pair: there with two text columns, else not"
+            raise ConfigError("prompt.pattern", problem, self.prompt.pattern)
         self.metrics = self.metrics or list(self.usual)
         self.primary = self.primary or self.metrics[0]
         known = self.directions()

@@ -36,7 +36,8 @@ class SingleLabel(Task):
     def head(self, label_names: Sequence[str]) -> Head:
         if len(label_names) < 2:
             raise ConfigError("task.labels", "a classification needs at least two labels", list(label_names))
-        return Head(len(label_names), "single_label_classification", tuple(label_names))
+        names = tuple(label_names)
+        return Head(len(names), "single_label_classification", names, self.prompt)
 
     def encode(self, labels: Sequence[Any], label_names: Sequence[str]) -> NDArray[Any]:
         return classes(labels, label_names)
