@@ -75,7 +75,6 @@ NEEDS = {
     "model/local": ["model.weights.path=."],
     "objective/distill": ["objective.teacher=."],
     "augmentation/back_translation": ["augmentation.forth.path=.", "augmentation.back.path=."],
-    "augmentation/regenerate": ["augmentation.weights.path=."],
     "lexicon/own": ["augmentation.chinese.path=."],
 }
 """What a choice can't do without."""

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.model import architectures
+from tests.model.architectures import HEAD, tiny
 from tests.objective.bag import WIDTH, Bag, batch_of, descend, forward_of, prepared, same
 
 from whet.objective.base import Forward, UnreachedError
@@ -16,6 +18,7 @@ from whet.objective.perturbation import Rewind, direction, project, sizes
 from whet.objective.pgd import PGD
 from whet.objective.smart import SMART
 from whet.objective.vat import VAT
+from whet.paths import Paths
 
 ALL = {
     "fgm": FGM(), "fgsm": FGSM(epsilon=0.3), "pgd": PGD(), "free": Free(init=1.0), "freelb": FreeLB(),
@@ -117,3 +120,31 @@ def test_rewind_gives_the_same_numbers_again():
     again()
     assert torch.equal(first, torch.rand(5))
     assert not torch.equal(first, torch.rand(5))
+
+
+@pytest.mark.parametrize("architecture", ["xlnet", "bert"])
+@pytest.mark.parametrize("rows", [3, 8])
+def test_words_are_the_texts_whatever_the_models_order(architecture, rows, cache):
+    """XLNet looks words up as [length, batch]; with 8 texts of 8 tokens only the ids tell."""
+    loaded = tiny(architecture).load(HEAD, Paths(cache=str(cache)))
+    torch.manual_seed(0)
+    batch = architectures.batch_of(loaded.tokenizer, rows=rows)
+    ids = torch.randint(5, 200, (rows, 8))
+    batch.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model = loaded.model.eval()
+    table = model.get_input_embeddings().weight
+    forward, met = Forward(model, None), []
+
+    def change(words):
+        met.append(torch.equal(words, table[ids]))
+        moved = words.clone()
+        moved[1] += 1.0  # one text alone
+        return moved
+
+    plain = forward(batch)
+    with forward.embedding(change):
+        moved = forward(batch)
+    assert met == [True]
+    assert [not torch.equal(a, b) for a, b in zip(plain, moved, strict=True)] == [
+        row == 1 for row in range(rows)
+    ]

@@ -22,7 +22,6 @@ from whet.review.trials import (
     kind_of,
     objectives_of,
     parameters,
-    study_of,
     surface,
 )
 
@@ -176,14 +175,14 @@ def test_a_sweep_that_was_moved_is_found_in_its_own_folder(tmp_path):
     study = optuna.create_study(study_name="mine", storage=f"sqlite:///{tmp_path}/study.db")
     study.add_trial(trial(0, 0.5))
     moved = sweep(tmp_path, "sqlite:////nowhere/any/more/study.db")
-    assert [t.value for t in study_of(moved).trials] == [0.5]
+    assert [t.value for t in moved.study().trials] == [0.5]
     assert objectives_of(moved) == [LOWER]
 
 
 def test_a_study_that_is_gone(tmp_path):
-    with pytest.raises(RunError, match="its study isn't there any more"):
-        study_of(sweep(tmp_path, f"sqlite:///{tmp_path}/study.db"))
+    with pytest.raises(RunError, match="the study's file .* is gone"):
+        sweep(tmp_path, f"sqlite:///{tmp_path}/study.db").study()
     assert list(tmp_path.iterdir()) == [], "looking makes no file"
     optuna.create_study(study_name="other", storage=f"sqlite:///{tmp_path}/study.db")
     with pytest.raises(RunError, match="no study mine"):
-        study_of(sweep(tmp_path, f"sqlite:///{tmp_path}/study.db"))
+        sweep(tmp_path, f"sqlite:///{tmp_path}/study.db").study()

@@ -208,32 +208,7 @@ def train(
         RunError: the data isn't what the run was trained on.
     """
     world = ready.world
-    plan = make_plan(ready.data, parts.engine, parts.debug, parts.seed)
-    world.spread(ready.model.to(ready.amp.device), ready.amp.device, parts.engine.parallel)
-    stepper = make_stepper(
-        ready.model, ready.data, ready.loaded, parts.engine, plan, ready.amp,
-        parts.objective, parts.optimizer, parts.scheduler, run.folder, world,
-    )  # fmt: skip
-    objective = _prepared(parts, ready, plan, stepper)
-    world.check(stepper.optimizer)
-    table, sizes = describe_trained(ready.model, ready.loaded.new)
-    padding, hashes = plan.padding(), ready.data.hashes()
-    log.info("%s\n%s", describe_data(ready.data, plan, padding), table)
-    _same_everywhere(world, hashes)
-    if resume:
-        _same_data(run, hashes)
-        _same_objective(run, objective)
-    run.update(
-        max_length=max_length(parts.task, ready.loaded),
-        trainable=sizes,
-        hashes={"data": hashes, "weights": ready.loaded.located.sha256},
-        data=_data_facts(ready, padding),
-        precision=ready.amp.name,
-        planned=plan.total,
-        directions=directions(parts.task),
-        objective=objective,
-        **({} if trial is None else {"trial": trial.facts}),
-    )
+    plan, stepper, padding, sizes = _set_up(parts, ready, run, resume, trial)
     judges = {
         s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
         for s in ("validation", "test")
@@ -272,6 +247,44 @@ def train(
     parts.tracking.finish("finished", {**outcome.metrics, **sizes})
     run.update(hashes={"final": checkpoints.hashes(state.step)})
     return outcome
+
+
+def _set_up(
+    parts: Parts, ready: Ready, run: Run, resume: bool, trial: Trial | None
+) -> tuple[Plan, Stepper, float, dict[str, int]]:
+    """Plan, stepper, share of padding and numbers of parameters; the run's record tells of them.
+
+    Raises:
+        RunError: the data, or what the objective reads, isn't what the run was trained on.
+    """
+    world = ready.world
+    plan = make_plan(ready.data, parts.engine, parts.debug, parts.seed)
+    world.spread(ready.model.to(ready.amp.device), ready.amp.device, parts.engine.parallel)
+    stepper = make_stepper(
+        ready.model, ready.data, ready.loaded, parts.engine, plan, ready.amp,
+        parts.objective, parts.optimizer, parts.scheduler, run.folder, world,
+    )  # fmt: skip
+    objective = _prepared(parts, ready, plan, stepper)
+    world.check(stepper.optimizer)
+    table, sizes = describe_trained(ready.model, ready.loaded.new)
+    padding, hashes = plan.padding(), ready.data.hashes()
+    log.info("%s\n%s", describe_data(ready.data, plan, padding), table)
+    _same_everywhere(world, hashes)
+    if resume:
+        _same_data(run, hashes)
+        _same_objective(run, objective)
+    run.update(
+        max_length=max_length(parts.task, ready.loaded),
+        trainable=sizes,
+        hashes={"data": hashes, "weights": ready.loaded.located.sha256},
+        data=_data_facts(ready, padding),
+        precision=ready.amp.name,
+        planned=plan.total,
+        directions=directions(parts.task),
+        objective=objective,
+        **({} if trial is None else {"trial": trial.facts}),
+    )
+    return plan, stepper, padding, sizes
 
 
 def _prepared(parts: Parts, ready: Ready, plan: Plan, stepper: Stepper) -> dict[str, Any]:

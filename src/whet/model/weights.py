@@ -224,6 +224,59 @@ class LocalWeights(Weights):
         return located(folder, str(folder), paths)
 
 
+@dataclass(kw_only=True)
+class GgufWeights(Weights):
+    """A GGUF file inside a wheel, dequantised to fp32 once; the wheel is read as data, never installed."""
+
+    package: str
+    """`name==version`."""
+    member: str
+    """The file inside the wheel."""
+    sha256: str
+    """Of the file."""
+    path: str | None = None
+    """Local folder to use instead: config.json, tokenizer files, model.safetensors."""
+
+    def locate(self, paths: Paths) -> Located:
+        if self.path is not None:
+            return LocalWeights(path=self.path).locate(paths)
+        with _as_model_error():
+            file = members(self.package, {self.member: self.sha256}, paths.cached("wheels"))[0]
+        folder = dequantised(file, paths.cached("weights") / f"gguf-{self.sha256[:24]}")
+        return located(folder, f"{self.package}/{self.member}", paths)
+
+
+def dequantised(file: Path, target: Path) -> Path:
+    """A folder with the causal language model of a GGUF file in fp32, and its tokenizer.
+
+    Raises:
+        ModelError: the package gguf isn't installed, or transformers can't read the file.
+    """
+    import importlib.util
+
+    if target.is_dir():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        problem = "needs the package gguf: pip install 'whet[gguf]' (or gguf); or name a folder with path=DIR"
+        raise ModelError("member", problem, file.name)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as messages
+
+    messages.disable_progress_bar()
+    logger.info("%s: dequantising, once", file.name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError("member", f"transformers can't read it: {one_line(error)[:200]}", file.name) from None
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as aside:
+        made = Path(aside) / "made"
+        model.float().save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        _settle(made, target)
+    return target
+
+
 # ---------------------------------------------------------------- folders
 
 

@@ -52,14 +52,18 @@ class Forward:
     """Which gradient of this update is being made, from 0; more than one only for an `Objective`."""
     piece: int = 0
     """Which of this process's micro-batches of the update the batch is, from 0."""
+    _ids: torch.Tensor | None = None
+    """[batch, length] of the forward pass that goes on."""
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Logits [batch, outputs]."""
+        self._ids = batch.inputs["input_ids"]
         logits: torch.Tensor = self.model(**batch.inputs).logits
         return logits
 
     def outputs(self, batch: Batch) -> Any:
         """All that transformers gives, `logits` and `hidden_states` (one [batch, length, hidden] a layer)."""
+        self._ids = batch.inputs["input_ids"]
         return self.model(**batch.inputs, output_hidden_states=True)
 
     def losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -84,9 +88,13 @@ class Forward:
         """
         met: list[bool] = []
 
-        def hook(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        def hook(_: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             met.append(True)
-            return change(output) if len(met) == 1 else output
+            if len(met) > 1:
+                return output
+            if given and self._is_turned(given[0]):
+                return change(output.transpose(0, 1)).transpose(0, 1)
+            return change(output)
 
         handles = [module.register_forward_hook(hook) for module in self._tables()]
         try:
@@ -96,6 +104,15 @@ class Forward:
                 handle.remove()
         if not met:
             raise UnreachedError("the objective changes embeddings, and the model didn't compute them")
+
+    def _is_turned(self, ids: torch.Tensor) -> bool:
+        """Whether the model looks words up as [length, batch] (XLNet); only a square is looked at itself."""
+        import torch
+
+        told = self._ids
+        if told is None or ids.shape != told.shape[::-1]:
+            return False
+        return ids.shape != told.shape or (torch.equal(ids, told.T) and not torch.equal(ids, told))
 
     def _tables(self) -> list[nn.Module]:
         """The modules that look words up: several where encoder and decoder share a table."""

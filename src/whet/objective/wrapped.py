@@ -55,6 +55,14 @@ class Wrapped(Objective):
     def reads_labels(self) -> bool:
         return self.inner.reads_labels
 
+    @property
+    def settles(self) -> bool:
+        return self.inner.settles
+
+    @property
+    def head(self) -> str | None:
+        return self.inner.head
+
     def check(self, task: Task) -> None:
         self.inner.check(task)
 
@@ -73,6 +81,9 @@ class Wrapped(Objective):
 
     def after(self, forward: Forward) -> None:
         self.inner.after(forward)
+
+    def before_judging(self, forward: Forward) -> None:
+        self.inner.before_judging(forward)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.inner.parameters()

@@ -93,10 +93,11 @@ class SweepRecord:
         return str(self.facts["study"])
 
     def study(self) -> optuna.Study:
-        """The Optuna study, for reading; a SQLite file is found where its sweep has been moved to, too.
+        """The Optuna study, for reading; a file is found where its sweep has been moved to, too.
 
         Raises:
             RunError: it isn't there, or can't be read.
+            ConfigError: its storage can't be opened.
         """
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
@@ -119,12 +120,15 @@ class SweepRecord:
             raise RunError(
                 f"{self.folder}: the study can't be read: its storage's password isn't kept ({url})"
             )
-        if not url.startswith("sqlite:///"):
+        scheme, _, path = url.partition(":///")
+        if scheme not in ("sqlite", "journal"):
             return open_storage(url, self.folder)
-        there = Path(url.removeprefix("sqlite:///"))
-        found = [path for path in (there, self.folder / there.name) if path.is_file()]
+        there = Path(path)
+        found = [file for file in (there, self.folder / there.name) if file.is_file()]
         if not found:
             raise RunError(f"{self.folder}: the study's file {there} is gone")
+        if scheme == "journal":
+            return open_storage(f"journal:///{found[0]}", self.folder)
         return RDBStorage(f"sqlite:///{found[0]}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
 
     def runs(self) -> list[RunRecord]:

@@ -36,7 +36,6 @@ from whet.review.trials import (
     kind_of,
     objectives_of,
     parameters,
-    study_of,
 )  # fmt: skip
 from whet.sweep.results import saved_by_pruning, state_of, value_of
 from whet.sweep.space import as_text, overrides_of
@@ -61,7 +60,7 @@ def sweep_page(sweep: SweepRecord) -> tuple[Html, list[Html]]:
     Raises:
         RunError: its study isn't there any more.
     """
-    trials, objectives = study_of(sweep).get_trials(deepcopy=False), objectives_of(sweep)
+    trials, objectives = sweep.study().get_trials(deepcopy=False), objectives_of(sweep)
     best = front(trials, objectives) if len(objectives) > 1 else _winner(trials, objectives[0])
     sections = [_best(sweep, best, objectives)]
     sections += [_pareto(trials, objectives, best)] if len(objectives) > 1 else []

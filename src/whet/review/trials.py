@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import RunError
 from whet.review.records import SweepRecord
 from whet.review.style import number
 from whet.sweep.space import as_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
@@ -45,30 +42,6 @@ class Objective:
     def better(self, one: float, other: float) -> bool:
         """Whether `one` is better than `other`."""
         return one > other if self.maximize else one < other
-
-
-def study_of(sweep: SweepRecord) -> Study:
-    """The sweep's study; that of the folder itself where the folder has been moved.
-
-    Raises:
-        RunError: it isn't there.
-        ConfigError: its storage can't be opened.
-    """
-    import optuna
-
-    from whet.sweep.storage import open_storage
-
-    url, own = str(sweep.facts["storage"]), sweep.folder / "study.db"
-    scheme, _, path = url.partition(":///")
-    if scheme in ("sqlite", "journal") and not Path(path).is_file():
-        if not own.is_file():
-            raise RunError(f"{sweep.folder}: its study isn't there any more ({url})")
-        url = f"sqlite:///{own}"
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.load_study(study_name=sweep.name, storage=open_storage(url, sweep.folder))
-    except KeyError:
-        raise RunError(f"{sweep.folder}: the storage has no study {sweep.name} ({url})") from None
 
 
 def objectives_of(sweep: SweepRecord) -> list[Objective]:
