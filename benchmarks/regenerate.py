@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct rewrites training sentences of Rotten Tomatoes, told their
 originals and copies. It has seen the originals in training, so its agreement with them says what the most is
 that a copy can reach. The second pass over the same sentences comes from the cache.
 
-    python benchmarks/regenerate.py run=outputs/runs/RUN              docs/regenerate.md, with the first 12 rows
+    python benchmarks/regenerate.py run=outputs/runs/RUN            docs/regenerate.md, with the first 12 rows
     python benchmarks/regenerate.py run=outputs/runs/RUN rows=1000
 """
 
@@ -33,10 +33,8 @@ def measured(run: str, rows: int) -> dict[str, Any]:
     corpus = parts.task.load(parts.paths)
     some = corpus.sample(rows, seed=1).splits["train"]
     around = Surroundings(parts.paths, corpus.label_names)
-    items = [
-        Item(texts, label, (1, row))
-        for row, (texts, label) in enumerate(zip(some.texts, some.labels, strict=True))
-    ]
+    both = enumerate(zip(some.texts, some.labels, strict=True))
+    items = [Item(texts, label, (1, row)) for row, (texts, label) in both]
     change, seconds, made = parts.augmentation.changer(around), [], []
     for _ in range(2):
         started = time.perf_counter()
@@ -44,7 +42,8 @@ def measured(run: str, rows: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
     decide = judge(run, around)
     return {
-        "names": corpus.label_names, "labels": some.labels, "before": some.texts, "after": made, "seconds": seconds,
+        "names": corpus.label_names, "labels": some.labels, "before": some.texts, "after": made,
+        "seconds": seconds,
         "right_before": np.asarray(decide(some.texts)) == some.labels,
         "right_after": np.asarray(decide(made)) == some.labels,
     }  # fmt: skip
@@ -60,20 +59,18 @@ def page(found: dict[str, Any]) -> str:
             zip(found["labels"], found["before"], found["after"], found["right_after"], strict=True)
         )[:SAMPLES]
     ]
-    return "\n".join(
-        [
-            "# Sentences rewritten by SmolLM2-135M-Instruct", "",
-            "Made by `python benchmarks/regenerate.py run=RUN`: training sentences of Rotten Tomatoes, rewritten by",
-            "`augmentation=regenerate` as it comes, and judged by a finished run of `whet train` (MiniLM).", "",
-            f"- {count} sentences, {changed} of them changed; {found['seconds'][0]:.0f} s on this machine, "
-            f"{found['seconds'][1]:.2f} s the second time (from the cache).",
-            f"- The run gives their label to {found['right_before'].mean():.1%} of the originals (it was trained on",
-            f"  them) and to {found['right_after'].mean():.1%} of the copies: with `augmentation.filter_run=RUN` "
-            f"{int((~found['right_after']).sum())} of {count} would stay as they were.",
-            "", f"The first {SAMPLES} of them, not chosen:", "",
-            "| label | sentence | rewritten | agrees |", "|---|---|---|---|", *rows, "",
-        ]
-    )  # fmt: skip
+    told = [
+        "# Sentences rewritten by SmolLM2-135M-Instruct", "",
+        "Made by `python benchmarks/regenerate.py run=RUN`: training sentences of Rotten Tomatoes, rewritten",
+        "by `augmentation=regenerate` as it comes, and judged by a finished run of `whet train` (MiniLM).", "",
+        f"- {count} sentences, {changed} of them changed; {found['seconds'][0]:.0f} s on two cores,",
+        f"  {found['seconds'][1]:.2f} s the second time (from the cache).",
+        f"- The run gives their label to {found['right_before'].mean():.1%} of the originals (it was trained",
+        f"  on them) and to {found['right_after'].mean():.1%} of the copies: with `augmentation.filter_run=RUN`",
+        f"  {int((~found['right_after']).sum())} of the {count} would stay as they were.", "",
+        f"The first {SAMPLES} of them, not chosen:", "",
+    ]  # fmt: skip
+    return "\n".join([*told, "| label | sentence | rewritten | agrees |", "|---|---|---|---|", *rows, ""])
 
 
 def cell(texts: Sequence[str]) -> str:

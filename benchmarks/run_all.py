@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OTHERS = {"common", "training", "run_all", "chaos", "methods"}
+OTHERS = {"common", "training", "run_all", "chaos", "methods", "regenerate"}
 """Files here that aren't benchmarks of speed."""
 
 

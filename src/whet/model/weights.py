@@ -268,7 +268,9 @@ def dequantised(file: Path, target: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError("member", f"transformers can't read it: {one_line(error)[:200]}", file.name) from None
+        raise ModelError(
+            "member", f"transformers can't read it: {one_line(error)[:200]}", file.name
+        ) from None
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as aside:
         made = Path(aside) / "made"
         model.float().save_pretrained(made)

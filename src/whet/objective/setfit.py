@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +44,6 @@ class SetFit(Objective):
     """Of the logistic regression: larger fits the training rows more closely."""
 
     @property
-    def reads_states(self) -> bool:
-        return True
-
-    @property
     def reads_labels(self) -> bool:
         return True
 
@@ -63,7 +61,11 @@ class SetFit(Objective):
     def prepare(self, setting: Setting) -> None:
         from whet.data.batch import Collator
         from whet.data.tokens import encode
+        from whet.model.layers import head_parameters
+        from whet.peft.base import trained_names
 
+        if set(trained_names(setting.model)) <= set(head_parameters(setting.model)):
+            raise ConfigError("", "nothing below the head trains, so texts can't move: take another peft")
         train, names = setting.train, setting.label_names
         counts = np.bincount(train.labels[train.labels >= 0], minlength=len(names))
         if not counts.all():
@@ -77,8 +79,9 @@ class SetFit(Objective):
 
     def __call__(self, forward: Forward, batch: Batch) -> torch.Tensor:
         """The pairs' loss, times the weight of the rows."""
-        states = forward.outputs(batch).hidden_states[-1]
-        pairs = pair_loss(_mean(states, batch.inputs.get("attention_mask")), batch.labels, self.share)
+        with vectors_of(forward.model) as found:
+            forward(batch)
+        pairs = pair_loss(found[0], batch.labels, self.share)
         return pairs * forward.weights(batch).sum()
 
     def before_judging(self, forward: Forward) -> None:
@@ -96,21 +99,27 @@ class SetFit(Objective):
         """[rows, hidden] what the head reads of every training row."""
         import torch
 
-        found: list[torch.Tensor] = []
-        head: Any = model.classifier
-        handle = head.register_forward_pre_hook(lambda _, given: found.append(given[0].float().cpu()))
         batches = self._batching.evaluation(self._rows.tokens.lengths)
         model.eval()
-        try:
-            with torch.no_grad(), self._amp.autocast():
-                for rows in batches:
-                    model(**self._rows(rows, self._amp.device).inputs)
-        finally:
-            handle.remove()
-        made = np.concatenate([part.numpy() for part in found])
+        with torch.no_grad(), self._amp.autocast(), vectors_of(model) as found:
+            for rows in batches:
+                model(**self._rows(rows, self._amp.device).inputs)
+        made = np.concatenate([part.float().cpu().numpy() for part in found])
         vectors = np.empty(made.shape)
         vectors[np.concatenate(batches)] = made
         return vectors
+
+
+@contextlib.contextmanager
+def vectors_of(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """While it lasts, what the head of `model.head=mean` is given, [batch, hidden] a forward pass."""
+    found: list[torch.Tensor] = []
+    dropout: Any = model.dropout
+    handle = dropout.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def pair_loss(vectors: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
@@ -151,9 +160,3 @@ def regression(
     if len(weight) == 1:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return weight.astype(np.float32), bias.astype(np.float32)
-
-
-def _mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    from whet.model.heads import mean
-
-    return mean(states, mask)
