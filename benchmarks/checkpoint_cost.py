@@ -1,13 +1,14 @@
-"""What durable checkpoints cost: one every 50 steps beside none.
+"""What durable checkpoints cost: 50 steps with one in their middle, beside 50 steps without, in turn.
 
-Whet's own loop trains on the same rows, with its own Save callback: weights, optimizer, generators and
-counters, SHA-256 of every file, synced to disk, the last two kept. The timed steps are whole multiples of
-50, half of them after the last checkpoint. The first checkpoint, which takes the memory that the others use
+Whet's own loop trains on batches of one shape, with its own Save callback: weights, optimizer, generators and
+counters, SHA-256 of every file, synced to disk, the last two kept. A checkpoint is made every 100 steps; each
+stretch of 50 steps around one is compared with the 50 steps that follow, in the same process: two processes
+differ by more than a checkpoint costs. The first checkpoint, which takes the memory that the others use
 again, is made before the clock starts; `first save` tells how long training stood still for it.
 
-Compared are seconds a step, what the writing thread takes from training included; `saving` is the share of
-the time that training stood still in the callback, `seconds writing` how long a checkpoint was on its way to
-the disk, and `mib` its size.
+Compared is the time of all stretches with a checkpoint and of all without, what the writing thread takes from
+training included; `saving` is the share of the former in which training stood still in the callback,
+`seconds writing` how long a checkpoint was on its way to the disk, and `mib` its size.
 
     make bench ARGS="checkpoint_cost"
     TMPDIR=/mnt/slow python benchmarks/checkpoint_cost.py --every 25      # run folders go to TMPDIR
@@ -28,27 +29,33 @@ from whet.engine.plan import Plan
 from whet.engine.saving import Save
 from whet.engine.step import Stepper, StepResult
 
-MOST_OFTEN = 4
+LENGTH = 32
+"""Tokens of every text, padding included."""
 
 
 def races(given: argparse.Namespace) -> list[common.Race]:
-    every = 4 if given.quick else given.every
-    warm, steps = _window(every, 1 if given.quick else 6)
+    every, pairs = (4, 1) if given.quick else (given.every, 4)
+    if every < 4 or every % 2:
+        raise SystemExit(f"--every {every}: an even number from 4 on")
+    steps = 2 * every * (1 + pairs) + 3 * every // 2
     keys, _ = training.data(given, rows={"sentences": steps * 32, "imdb": steps * 32})
-    shared = [*keys, f"engine.duration={steps}st", *given.overrides]
-    name = f"every {every} steps"
+    shape = [f"task.max_length={LENGTH}", f"engine.batching.pad_to={LENGTH}", "engine.packing=off"]
+    saved = f"engine.checkpoint_every={2 * every}st"
     return [
         common.Race(
-            title=f"checkpoints of {given.model} on {given.data}, {steps - warm} steps",
+            title=f"checkpoints of {given.model} on {given.data}, one in {every} steps or none",
             contestants={
-                "never": {"keys": shared, "warm": warm},
-                name: {"keys": [*shared, f"engine.checkpoint_every={every}st"], "warm": warm},
+                f"every {every} steps": {
+                    "keys": [*keys, *shape, f"engine.duration={steps}st", saved, *given.overrides],
+                    "every": every,
+                    "pairs": pairs,
+                }
             },
-            figure="seconds_per_step",
-            unit="s",
-            reference="never",
-            targets={name: ("<=", 1.02)},
+            figure="ratio",
+            unit="times the same without",
+            targets={f"every {every} steps": ("<=", 1.02)},
             columns={
+                "seconds_per_step": ".4f",
                 "saves": ".0f",
                 "saving": ".2%",
                 "seconds_a_save": ".3f",
@@ -62,26 +69,43 @@ def races(given: argparse.Namespace) -> list[common.Race]:
     ]
 
 
-def _window(every: int, saves: int) -> tuple[int, int]:
-    """Steps before the clock starts, and in all: the clock starts half an interval after the first checkpoint
-    (which takes the memory that all use) and stops half an interval after the last."""
-    if every < MOST_OFTEN:
-        raise SystemExit(f"--every {every}: at least {MOST_OFTEN}")
-    warm = every + every // 2
-    return warm, warm + saves * every
-
-
 def child(settings: common.Figures) -> common.Figures:
     setup = training.set_up(settings["keys"], settings["threads"])
-    watches: list[Watch] = []
+    every, watches, stretches = settings["every"], [], Stretches(settings["every"])
 
     def watching(plan: Plan, stepper: Stepper, own: Sequence[Callback]) -> list[Callback]:
         save = next(callback for callback in own if isinstance(callback, Save))
-        watches.append(Watch(save, settings["warm"]))
-        return []
+        watches.append(Watch(save, 2 * every))
+        return [stretches]
 
-    trained = training.fit(setup, settings["warm"], more=watching)
-    return trained.figures() | watches[0].figures(trained.clock)
+    trained = training.fit(setup, 3 * every, more=watching)
+    told = stretches.figures(settings["pairs"])
+    return trained.figures() | told | watches[0].figures(told["seconds_with"])
+
+
+class Stretches(Callback):
+    """When every half interval began: a checkpoint is made at each even multiple of `every`."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.at: dict[int, float] = {}
+
+    def on_update(self, state: State, result: StepResult) -> None:
+        self.at[state.step] = time.perf_counter()
+
+    def figures(self, pairs: int) -> common.Figures:
+        """Seconds of the stretches around the checkpoints but the first, and of those between."""
+        half, found = self.every // 2, {"with": 0.0, "without": 0.0}
+        for number in range(2, 2 + pairs):
+            middle = 2 * self.every * number
+            edges = [self.at[middle + shift * half] for shift in (-1, 1, 3)]
+            found["with"] += edges[1] - edges[0]
+            found["without"] += edges[2] - edges[1]
+        return {
+            "ratio": found["with"] / found["without"],
+            "seconds_with": found["with"],
+            "seconds_per_step": found["without"] / (pairs * self.every),
+        }
 
 
 class Watch:
@@ -113,12 +137,12 @@ class Watch:
         self.bytes.append(sum(path.stat().st_size for path in self.save.checkpoints.at(step).iterdir()))
         return problem
 
-    def figures(self, clock: training.Clock) -> common.Figures:
+    def figures(self, seconds: float) -> common.Figures:
         if not self.seconds:
             return {"saves": 0}
         return {
             "saves": len(self.seconds),
-            "saving": sum(self.seconds) / (clock.ended[0] - clock.started[0]),
+            "saving": sum(self.seconds) / seconds,
             "seconds_a_save": sum(self.seconds) / len(self.seconds),
             "first_save": self.first,
             "seconds_writing": max(self.writing),

@@ -62,12 +62,13 @@ def page(found: dict[str, Any]) -> str:
     told = [
         "# Sentences rewritten by SmolLM2-135M-Instruct", "",
         "Made by `python benchmarks/regenerate.py run=RUN`: training sentences of Rotten Tomatoes, rewritten",
-        "by `augmentation=regenerate` as it comes, and judged by a finished run of `whet train` (MiniLM).", "",
+        "by `augmentation=regenerate` as it comes, and judged by a finished run of `whet train` (MiniLM).",
+        "",
         f"- {count} sentences, {changed} of them changed; {found['seconds'][0]:.0f} s on two cores,",
         f"  {found['seconds'][1]:.2f} s the second time (from the cache).",
         f"- The run gives their label to {found['right_before'].mean():.1%} of the originals (it was trained",
-        f"  on them) and to {found['right_after'].mean():.1%} of the copies: with `augmentation.filter_run=RUN`",
-        f"  {int((~found['right_after']).sum())} of the {count} would stay as they were.", "",
+        f"  on them) and to {found['right_after'].mean():.1%} of the copies. `augmentation.filter_run=RUN`",
+        f"  would leave {int((~found['right_after']).sum())} of the {count} as they were.", "",
         f"The first {SAMPLES} of them, not chosen:", "",
     ]  # fmt: skip
     return "\n".join([*told, "| label | sentence | rewritten | agrees |", "|---|---|---|---|", *rows, ""])

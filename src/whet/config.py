@@ -257,7 +257,7 @@ def part(node: Any, annotation: Any, key: str) -> Any:
     """Check and build one component node.
 
     Args:
-        node: of a composed or saved config.
+        node: of a composed or saved config; without a target inside another, where only one class will do.
         annotation: the class that it must make an object of, or `Method` for a function.
         key: where it stands in the config.
 
@@ -268,6 +268,9 @@ def part(node: Any, annotation: Any, key: str) -> Any:
         ConfigError: not a component's node, another component, or wrong settings.
     """
     where = f"{key}.{TARGET}"
+    only = _component_of(annotation)[0]
+    if isinstance(node, Mapping) and TARGET not in node and "." in key and _is_final(only):
+        node = {TARGET: f"{only.__module__}.{only.__qualname__}", **node}
     if not (isinstance(node, Mapping) and TARGET in node):
         raise ConfigError(key, f"must be a node with {TARGET}: whet.…", node)
     target = resolve(node[TARGET], where)
@@ -282,6 +285,11 @@ def part(node: Any, annotation: Any, key: str) -> Any:
         return bound()
     except ConfigError as error:
         raise error.under(key) from None
+
+
+def _is_final(component: Any) -> bool:
+    """Whether a node for it can be of this class only, and needn't say so."""
+    return inspect.isclass(component) and not inspect.isabstract(component) and not component.__subclasses__()
 
 
 def _in_group(target: Method, group: str, key: str) -> None:

@@ -134,7 +134,10 @@ def test_bad_settings_are_one_line(workplace, capsys):
     for keys, message in (
         (["augmentation=aeda", "augmentation.rate=0"], "augmentation.rate=0: must be greater than 0"),
         (["augmentation=char_noise", "augmentation.kinds=[swop]"], "must be 'keyboard', 'ocr', 'swap'"),
-        (["augmentation=regenerate", "augmentation.weights.path=nowhere"], "augmentation.weights.path=nowhere"),
+        (
+            ["augmentation=regenerate", "augmentation.weights.path=nowhere"],
+            "augmentation.weights.path=nowhere",
+        ),
         (["augmentation=ead"], "eda"),
     ):
         assert main(["train", "task=mine", "model=tiny", *keys]) == 2

@@ -89,9 +89,7 @@ class Encoder(Component):
         if self.head != "prompt":
             return None
         if head.prompt is None or head.outputs != len(head.names):
-            problem = (
-                "needs a task of one class of several, with task.prompt: a pattern and each label's words"
-            )
+            problem = "needs task.prompt, a pattern and each label's words, of a task of one class of several"
             raise ModelError("model.head", problem, self.head)
         if tokenizer.mask_token_id is None:
             problem = "its tokenizer has no mask token, which model.head=prompt asks for"

@@ -116,9 +116,8 @@ def _prompt_class(guesser: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
         def pick(_: Any, __: Any, output: Any) -> Any:
             states = output.last_hidden_state
-            soft = states.shape[1] - input_ids.shape[1]  # of a soft prompt in front
             rows = torch.arange(len(states), device=states.device)
-            output.last_hidden_state = states[rows, places.to(states.device) + soft][:, None]
+            output.last_hidden_state = states[rows, places][:, None]
             return output
 
         handle = getattr(self, self.base_model_prefix).register_forward_hook(pick)
@@ -135,14 +134,11 @@ def _prompt_class(guesser: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """[batch, hidden]: the mean of states [batch, length, hidden] where mask [batch, length] is 1.
-
-    States of a soft prompt, which stand in front and have no mask, aren't counted.
-    """
+    """[batch, hidden]: the mean of states [batch, length, hidden] where mask [batch, length] is 1."""
     if mask is None:
         return states.mean(1)
     real = mask.unsqueeze(-1).to(states.dtype)
-    return (states[:, states.shape[1] - mask.shape[1] :] * real).sum(1) / real.sum(1).clamp(min=1)
+    return (states * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 def _rate(config: Any) -> float:

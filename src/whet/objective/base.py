@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.config import Component
 from whet.errors import ConfigError, WhetError
+from whet.peft.base import INSERTED
 
 if TYPE_CHECKING:
     import torch
@@ -88,13 +89,16 @@ class Forward:
         """
         met: list[bool] = []
 
-        def hook(_: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        def hook(table: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             met.append(True)
             if len(met) > 1:
                 return output
-            if given and self._is_turned(given[0]):
-                return change(output.transpose(0, 1)).transpose(0, 1)
-            return change(output)
+            inserted = getattr(table, INSERTED, None) or [(self._ids, None)]
+            ids, soft = inserted[0][:2]
+            turned = bool(given) and _is_turned(given[0], ids)
+            words = output.transpose(0, 1) if turned else output
+            words = change(words) if soft is None else _among(words, soft, change)
+            return words.transpose(0, 1) if turned else words
 
         handles = [module.register_forward_hook(hook) for module in self._tables()]
         try:
@@ -104,15 +108,6 @@ class Forward:
                 handle.remove()
         if not met:
             raise UnreachedError("the objective changes embeddings, and the model didn't compute them")
-
-    def _is_turned(self, ids: torch.Tensor) -> bool:
-        """Whether the model looks words up as [length, batch] (XLNet); only a square is looked at itself."""
-        import torch
-
-        told = self._ids
-        if told is None or ids.shape != told.shape[::-1]:
-            return False
-        return ids.shape != told.shape or (torch.equal(ids, told.T) and not torch.equal(ids, told))
 
     def _tables(self) -> list[nn.Module]:
         """The modules that look words up: several where encoder and decoder share a table."""
@@ -124,6 +119,24 @@ class Forward:
     def words(self) -> Any:
         """The table of word embeddings, a module with `weight` [tokens, hidden]."""
         return self.model.get_input_embeddings()  # type: ignore[operator]
+
+
+def _is_turned(ids: torch.Tensor, told: torch.Tensor | None) -> bool:
+    """Whether a model looks words up as [length, batch] (XLNet); only a square's numbers are compared."""
+    import torch
+
+    if told is None or ids.shape != told.shape[::-1]:
+        return False
+    return ids.shape != told.shape or (torch.equal(ids, told.T) and not torch.equal(ids, told))
+
+
+def _among(words: torch.Tensor, soft: torch.Tensor, change: Change) -> torch.Tensor:
+    """Words with soft tokens among them, of which only the texts' own are changed."""
+    own = ~soft
+    text = words[own].view(len(words), -1, words.shape[-1])
+    found = words.clone()
+    found[own] = change(text).to(words.dtype).flatten(0, 1)
+    return found
 
 
 @dataclass(frozen=True)

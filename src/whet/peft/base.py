@@ -43,6 +43,9 @@ class Companion:
 
 
 _COMPANIONS = "whet_companions"
+INSERTED = "whet_inserted"
+"""Attribute of an input embedding whose method puts soft tokens into texts: a list that during a forward pass
+holds the longer ids [batch, length] that the model got, and where soft tokens stand."""
 
 
 def accompany(model: nn.Module, companion: Companion) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from whet.errors import ModelError
+from whet.peft.base import INSERTED
 
 if TYPE_CHECKING:
     from whet.types import PositiveInt
@@ -308,6 +309,7 @@ class Inserted:
         _hang(embedding, "prompt", prompt)
         self.tokens, self.filler, self.first, self.most = tokens, filler, first, most
         self._inside: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        setattr(embedding, INSERTED, self._inside)
         model.register_forward_pre_hook(self._begin, with_kwargs=True)
         model.register_forward_hook(self._end, always_call=True)
         embedding.register_forward_hook(self._replace)
