@@ -138,7 +138,9 @@ def test_a_pretrained_model_answers_a_pattern(workplace, quick):
     mine = [
         *[item for item in quick if not item.startswith("model=")],
         "model=local", "model.weights.path=outputs/pretraining/p/model", "model.head=prompt",
-        "+task.prompt={pattern: '{text} it is {mask}', words: {'1': b, '5': [g, w]}}",
+        "+task.prompt.pattern='{text} it is {mask}'",
+        "+task.prompt.words.1=b",
+        "+task.prompt.words.5=[g,w]",
         "engine.duration=4ep", "optimizer.lr=3e-3",
     ]  # fmt: skip
     for method in ("none", "lora"):
@@ -147,7 +149,7 @@ def test_a_pretrained_model_answers_a_pattern(workplace, quick):
     Path("in.txt").write_text("a good fine film\na bad dull film with [MASK]\n")
     for row in told(workplace, "none"):
         assert set(row) == {"1", "5"} and sum(row.values()) == pytest.approx(1, abs=1e-5)
-    assert main(["evaluate", "run=outputs/runs/lora", "output=again"]) == 0
+    assert main(["evaluate", "run=outputs/runs/lora"]) == 0
 
 
 def test_a_task_without_a_pattern(workplace, quick, capsys):
