@@ -23,7 +23,7 @@ def record(folder, name):
 
 
 def test_minilm_learns_sentiment(real, capsys):
-    keys = ["tracking=none", "engine.threads=1", "debug.rows=400", "optimizer.lr=3e-4", "peft=top_layers"]
+    keys = ["tracking=none", "engine.threads=1", "debug.rows=300", "optimizer.lr=3e-4", "peft=top_layers"]
     keys += ["engine.frozen=eval"]
     assert main(["train", *keys, "scheduler=constant", "engine.duration=3ep", "name=m"]) == 0
     told = record(real, "m")

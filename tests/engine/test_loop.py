@@ -47,6 +47,8 @@ class Steps:
 
     def settle(self): ...
 
+    def before_judging(self): ...
+
     def update(self, update):
         assert update.step == self.done
         if update.step == self.fails_at:

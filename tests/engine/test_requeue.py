@@ -95,7 +95,7 @@ def die():
 def test_submitit_requeues_a_preempted_job_which_goes_on_in_its_folder(workplace, keys):
     """A real job of the local executor, preempted as submitit does it near a time limit."""
     pytest.importorskip("submitit")
-    mine = [*keys, "engine.duration=150st", "engine.patience=null", "engine.evaluate_every=30st"]
+    mine = [*keys, "engine.duration=90st", "engine.patience=null", "engine.evaluate_every=30st"]
     assert train(*mine, "name=whole") == 0
     launched = ["-m", *mine, "seed=1", "hydra/launcher=submitit_local"]
     process = forked.start("-m", "whet", "train", *launched)

@@ -231,6 +231,7 @@ def assert_close(found, wanted):
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_close_in_few_graphs(paths):
     """Traced and differentiated as for any backend, then run by torch itself: no compiler needed."""
     from torch._dynamo.utils import counters

@@ -67,8 +67,8 @@ def loaded_once(cache):
 def head_for(name):
     """The `model.head` that an objective works on."""
     node = load(conf_dir() / "objective" / f"{name}.yaml")
-    made = part({**node, **MISSING.get(name, {})}, object, "objective")
-    return getattr(made, "head", None) or "own"
+    made = part({**node, **MISSING.get(name, {})}, Objective | None, "objective")
+    return getattr(made, "needs_head", None) or "own"
 
 
 def made_of(name, model, tokenizer) -> Objective:

@@ -126,7 +126,7 @@ def test_peers_that_start_at_once_share_one_budget(kind, tmp_path):
 
 
 def test_trials_of_killed_peers_are_taken_over(tmp_path):
-    peers = working(tmp_path, "sqlite", 3, 0.05)
+    peers = working(tmp_path, "sqlite", 3, 0.25)
     study = opened(tmp_path, total=24)
     for peer in peers[:2]:
         while not any(

@@ -121,8 +121,9 @@ def _check_objective(objective: Objective, parts: Parts) -> None:
         objective.check(parts.task)
     except ConfigError as error:
         raise error.under("objective") from None
-    if objective.head not in (None, parts.model.head):
-        problem = f"this objective works on the head {objective.head}: set model.head={objective.head}"
+    if objective.needs_head not in (None, parts.model.head):
+        wanted = objective.needs_head
+        problem = f"this objective works on the head {wanted}: set model.head={wanted}"
         raise ConfigError("model.head", problem, parts.model.head)
     if objective.settles and not is_off(parts.averaging):
         problem = "this objective fits the head to the weights at each evaluation: take averaging=none"

@@ -205,7 +205,7 @@ class Objective(Component):
         return False
 
     @property
-    def head(self) -> str | None:
+    def needs_head(self) -> str | None:
         """The `model.head` that it needs; None where any will do."""
         return None
 

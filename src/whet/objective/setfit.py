@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from whet.data.batching import Batching
     from whet.objective.base import Forward, Setting
     from whet.task.base import Task
+
+
+log = logging.getLogger("whet.objective")
+_NEVER = -1e4
+"""Logit of a class that training has no rows of."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +58,7 @@ class SetFit(Objective):
         return True
 
     @property
-    def head(self) -> str | None:
+    def needs_head(self) -> str | None:
         return "mean"
 
     def check(self, task: Task) -> None:
@@ -68,9 +74,11 @@ class SetFit(Objective):
             raise ConfigError("", "nothing below the head trains, so texts can't move: take another peft")
         train, names = setting.train, setting.label_names
         counts = np.bincount(train.labels[train.labels >= 0], minlength=len(names))
+        if np.count_nonzero(counts) < 2:
+            raise ConfigError("", "needs training rows of two classes at least")
         if not counts.all():
             empty = ", ".join(name for name, count in zip(names, counts, strict=True) if not count)
-            raise ConfigError("head", f"can't be fitted: no training rows for {empty}")
+            log.warning("objective=setfit: no training rows for %s: never predicted", empty)
         kept = train.take(np.flatnonzero(train.labels >= 0))
         tokens = encode(kept.texts, setting.tokenizer, setting.max_length, shown="off")
         self._rows: Collator = Collator.of(tokens, kept.labels, setting.tokenizer, setting.batching)
@@ -89,8 +97,8 @@ class SetFit(Objective):
         import torch
 
         vectors = self._vectors(forward.model)
-        weight, bias = regression(vectors, self._rows.labels, self.inverse_penalty)
         head: Any = forward.model.classifier
+        weight, bias = regression(vectors, self._rows.labels, self.inverse_penalty, len(head.bias))
         with torch.no_grad():
             for tensor, values in ((head.weight, weight), (head.bias, bias)):
                 tensor.copy_(torch.from_numpy(values))
@@ -147,16 +155,20 @@ def pair_loss(vectors: torch.Tensor, labels: torch.Tensor, share: float) -> torc
 
 
 def regression(
-    vectors: NDArray[Any], labels: NDArray[Any], inverse_penalty: float
+    vectors: NDArray[Any], labels: NDArray[Any], inverse_penalty: float, classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A logistic regression as a linear layer: weights [classes, hidden] and biases [classes].
 
-    Of two classes, half of the one difference goes to each.
+    Of two classes, half of the one difference goes to each; a class without rows is never the likeliest.
     """
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=inverse_penalty, max_iter=2000, tol=1e-6).fit(vectors, labels)
-    weight, bias = fitted.coef_, fitted.intercept_
-    if len(weight) == 1:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return weight.astype(np.float32), bias.astype(np.float32)
+    coefficients, intercepts = fitted.coef_, fitted.intercept_
+    if len(coefficients) == 1:
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    weight = np.zeros((classes, vectors.shape[1]), dtype=np.float32)
+    bias = np.full(classes, _NEVER, dtype=np.float32)
+    weight[fitted.classes_], bias[fitted.classes_] = coefficients, intercepts
+    return weight, bias

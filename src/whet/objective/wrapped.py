@@ -60,8 +60,8 @@ class Wrapped(Objective):
         return self.inner.settles
 
     @property
-    def head(self) -> str | None:
-        return self.inner.head
+    def needs_head(self) -> str | None:
+        return self.inner.needs_head
 
     def check(self, task: Task) -> None:
         self.inner.check(task)
