@@ -34,7 +34,7 @@ LENGTH = 32
 
 
 def races(given: argparse.Namespace) -> list[common.Race]:
-    every, pairs = (4, 1) if given.quick else (given.every, 4)
+    every, pairs = (4, 1) if given.quick else (given.every, 2)
     if every < 4 or every % 2:
         raise SystemExit(f"--every {every}: an even number from 4 on")
     steps = 2 * every * (1 + pairs) + 3 * every // 2
