@@ -51,7 +51,7 @@ def races(given: argparse.Namespace) -> list[common.Race]:
                     "pairs": pairs,
                 }
             },
-            figure="ratio",
+            figure="with_to_without",
             unit="times the same without",
             targets={f"every {every} steps": ("<=", 1.02)},
             columns={
@@ -102,7 +102,7 @@ class Stretches(Callback):
             found["with"] += edges[1] - edges[0]
             found["without"] += edges[2] - edges[1]
         return {
-            "ratio": found["with"] / found["without"],
+            "with_to_without": found["with"] / found["without"],
             "seconds_with": found["with"],
             "seconds_per_step": found["without"] / (pairs * self.every),
         }
