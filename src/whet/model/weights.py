@@ -271,9 +271,15 @@ def dequantised(file: Path, target: Path) -> Path:
         raise ModelError(
             "member", f"transformers can't read it: {one_line(error)[:200]}", file.name
         ) from None
+    settings = type(model.config)(**{**model.config.to_dict(), "dtype": "float32"})
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(settings, name):
+            delattr(settings, name)
+    plain = AutoModelForCausalLM.from_config(settings)  # one that transformers doesn't take for quantised
+    plain.load_state_dict(model.state_dict())
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as aside:
         made = Path(aside) / "made"
-        model.float().save_pretrained(made)
+        plain.save_pretrained(made)
         tokenizer.save_pretrained(made)
         _settle(made, target)
     return target
