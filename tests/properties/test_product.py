@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 import functools
 
-import numpy as np
 import pytest
 import torch
-from tests.model.architectures import HEAD, NAMES, TRUTHS, tiny
-from tests.properties.test_objectives import LABELS, TEXTS, made_of, stepper_of
+from tests.model.architectures import HEAD, TRUTHS, tiny
+from tests.properties.test_objectives import made_of, stepper_of
 from tests.properties.test_peft import ARCHITECTURES, METHODS, OWN, REFUSED, method_of
 
 from whet.objective.plain import plain
@@ -95,7 +94,3 @@ def test_method_architecture_and_objective(method, architecture, objective, cach
     if objective != "plain":
         other = plainly(method, architecture, str(cache))
         assert max((after[name] - other[name]).abs().max().item() for name in names) > 1e-6
-
-
-def test_the_rows_are_those_of_every_table():
-    assert (len(TEXTS), len(LABELS), len(NAMES)) == (12, 12, 3) and len(np.unique(LABELS)) == 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from whet.cli.words import call, help_text, wants_help
+from whet.cli.words import respond
 from whet.errors import ConfigError, RunError, nearest
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ LOOPBACK = "127.0.0.1"
 
 def main(arguments: list[str]) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the exit code."""
-    if wants_help(arguments):
-        print(help_text(COMMAND, USAGE, EXAMPLES))
-        return 0
-    call(COMMAND, arguments)
-    return 0
+    return respond(COMMAND, USAGE, EXAMPLES, arguments)
 
 
 def dashboard(

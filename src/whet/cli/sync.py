@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whet.cli.words import call, help_text, wants_help
+from whet.cli.words import respond
 from whet.errors import RunError, WhetError, one_line
 from whet.types import PositiveFloat
 
@@ -26,11 +26,7 @@ EXAMPLES = """
 
 def main(arguments: list[str]) -> int:
     """Upload; returns the exit code."""
-    if wants_help(arguments):
-        print(help_text(COMMAND, USAGE, EXAMPLES))
-        return 0
-    call(COMMAND, arguments)
-    return 0
+    return respond(COMMAND, USAGE, EXAMPLES, arguments)
 
 
 def sync(

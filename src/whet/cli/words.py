@@ -94,6 +94,15 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if whole else text
 
 
+def respond(function: Callable[..., Any], usage: str, examples: str, arguments: Sequence[str]) -> int:
+    """Print a command's help, or call it; the exit code."""
+    if wants_help(arguments):
+        print(help_text(function, usage, examples))
+    else:
+        call(function, arguments)
+    return 0
+
+
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether the command line asks for help."""
     return not {"-h", "--help"}.isdisjoint(arguments)
@@ -101,7 +110,7 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 def help_text(function: Callable[..., Any], usage: str, examples: str) -> str:
     """Help of a command: the function's docstring, its settings with their defaults, examples."""
-    title, _, rest = inspect.getdoc(function).partition("\n") if function.__doc__ else ("", "", "")  # type: ignore[union-attr]
+    title, _, rest = (inspect.getdoc(function) or "").partition("\n")
     notes = _notes(rest)
     lines = [f"{usage}\n", title, "", "settings:"]
     for name, parameter in signature(function).items():

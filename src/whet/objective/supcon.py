@@ -71,9 +71,10 @@ def pool(states: torch.Tensor, mask: torch.Tensor, how: Pooling) -> torch.Tensor
     """[batch, hidden] of states [batch, length, hidden]; mask [batch, length] is 1 where there is text."""
     import torch
 
+    from whet.model.heads import mean
+
     if how == "mean":
-        real = mask.unsqueeze(-1).to(states.dtype)
-        return (states * real).sum(1) / real.sum(1)
+        return mean(states, mask)
     places = mask.argmax(1) if how == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
     return states[torch.arange(len(states), device=states.device), places]
 
