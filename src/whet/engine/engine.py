@@ -64,7 +64,7 @@ class Engine(Component):
     trunk_cache_limit: PositiveFloat = 20.0
     """GiB of disk for such outputs of all runs; those that weren't used for longest make way."""
     pictures: bool = True
-    """Draw confusion matrix, curves and learning curves of the reports; false saves a second a run."""
+    """Draw confusion matrix, curves and learning curves of a run that is tested; false saves a second a run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None

@@ -28,6 +28,7 @@ from whet.data.states import (
     tokens_hash,
 )
 from whet.engine.step import torch_sum
+from whet.engine.warm import once
 from whet.errors import one_line
 from whet.model.trunk import (
     Cut,
@@ -80,7 +81,12 @@ class Frozen:
 
 
 def use_frozen(
-    engine: Engine, stepper: Stepper, judge: Evaluator, room: Path, blocked: str | None = None
+    engine: Engine,
+    stepper: Stepper,
+    judge: Evaluator,
+    room: Path,
+    blocked: str | None = None,
+    key: str = "",
 ) -> Frozen:
     """Put frozen layers to rest and start the run above them, where that changes only the time it takes.
 
@@ -90,6 +96,7 @@ def use_frozen(
         judge: validation rows.
         room: cache folder.
         blocked: a reason from elsewhere against the cache.
+        key: all that the way depends on; a process that keeps things between runs proves it once for each.
     """
     own = Frozen(stepper.collator, judge.collator)
     if not _has_frozen_blocks(stepper.model):
@@ -99,7 +106,7 @@ def use_frozen(
     try:
         if blocked:
             raise UncuttableError(blocked)
-        return _cached(engine, stepper, judge, room, probe, rests)
+        return _cached(engine, stepper, judge, room, key, probe, rests)
     except UncuttableError as reason:
         return _off(own, str(reason), rests)
 
@@ -129,7 +136,7 @@ def _rest(engine: Engine, stepper: Stepper, probe: Rows) -> int:
 
 
 def _cached(
-    engine: Engine, stepper: Stepper, judge: Evaluator, room: Path, probe: Rows, rests: int
+    engine: Engine, stepper: Stepper, judge: Evaluator, room: Path, key: str, probe: Rows, rests: int
 ) -> Frozen:
     """The run on cached states.
 
@@ -137,17 +144,18 @@ def _cached(
         UncuttableError: why not.
     """
     try:
-        cut = _cut(stepper, probe)
+        cut = once(key, "cut", lambda: _cut(stepper, probe))
     except UncuttableError as reason:
         hint = (
             "; engine.frozen=eval runs them without dropout" if not rests and "random" in str(reason) else ""
         )
         raise UncuttableError(f"{reason}{hint}") from None
-    grid, least = _grid(stepper, cut)
+    grid, least = once(key, "grid", lambda: _grid(stepper, cut))
     own = Frozen(
         Above.on(stepper.collator, None, grid) if _exact(stepper) else stepper.collator, judge.collator
     )
-    filled = Fill(stepper, cut, room, int(engine.trunk_cache_limit * GIB))
+    shared = once(key, "key", lambda: {**machine(stepper), **_of_cut(stepper.model, cut)})
+    filled = Fill(stepper, cut, room, int(engine.trunk_cache_limit * GIB), shared)
     train = filled.entry(
         own.train, replace(grid, size=128, tokens=FILL_TOKENS, evaluation_factor=1), least, False
     )
@@ -161,15 +169,22 @@ def _cached(
         return _off(own, str(error), rests)
     except OSError as error:
         return _off(own, f"{room} can't be written ({one_line(error)})", rests)
-    return _on(stepper, judge, cut, own, states, least, rests)
+    return _on(stepper, judge, key, cut, own, states, least, rests)
 
 
 def _on(
-    stepper: Stepper, judge: Evaluator, cut: Cut, own: Frozen, states: list[States], least: int, rests: int
+    stepper: Stepper,
+    judge: Evaluator,
+    key: str,
+    cut: Cut,
+    own: Frozen,
+    states: list[States],
+    least: int,
+    rests: int,
 ) -> Frozen:
     """The run on `states`, after a last look at some batches."""
     train = Above.on(own.train, states[0], own.train.batching, least, cut.alone)
-    if not _as_computed(stepper, cut, train):
+    if not once(key, "as computed", lambda: _as_computed(stepper, cut, train)):
         return _off(own, "what was stored isn't what batches give", rests)
     start_above(stepper.model, cut)
     size, multiple = sum(entry.form.size for entry in states), _multiple(train)
@@ -405,9 +420,8 @@ class Fill:
     cut: Cut
     room: Path
     limit: int
-
-    def __post_init__(self) -> None:
-        self.shared = {**machine(self.stepper), **_of_cut(self.stepper.model, self.cut)}
+    shared: dict[str, Any]
+    """Of the entries' keys."""
 
     def entry(self, collator: Collator, batching: Batching, least: int, as_batched: bool) -> Entry:
         """The entry of a collator's rows.

@@ -190,6 +190,12 @@ def _base_key(parts: Parts) -> str:
     return json.dumps([*map(to_config, told), editions, parts.seed], sort_keys=True)
 
 
+def _trunk_key(parts: Parts) -> str:
+    """All that the way above frozen layers depends on: a sweep's trials that share it prove it once."""
+    told = [parts.peft, parts.objective, parts.engine]
+    return json.dumps([_base_key(parts), *map(to_config, told)], sort_keys=True)
+
+
 def train(
     parts: Parts,
     ready: Ready,
@@ -320,7 +326,8 @@ def _ways(
     with world.preparing(), untouched():
         blocked = engine.hooks_blocked(world.sharded)
         packs = "engine.packing=on" if engine.packing == "on" else None
-        frozen = use_frozen(engine, stepper, judge, parts.paths.cached("trunk"), blocked or packs or uncached)
+        room, reason = parts.paths.cached("trunk"), blocked or packs or uncached
+        frozen = use_frozen(engine, stepper, judge, room, reason, _trunk_key(parts))
         if frozen.facts and not packs:
             blocked = "layers below are frozen, and may come from the trunk cache"
         blocked = blocked or unpacked
@@ -447,7 +454,8 @@ def _conclude_trial(
 ) -> Outcome:
     """Export the best checkpoint and report on validation; the sweep tests its best trial when it is over."""
     _export(ready, run, config, state, checkpoints)
-    seen = _judge(parts, run, "validation", _best_predictions(state), judges["validation"])
+    best, judge = _best_predictions(state), judges["validation"]
+    seen = _judge(parts, run, "validation", best, judge, pictures=False)  # `whet report` draws them
     metrics = {f"validation/{name}": value for name, value in seen.metrics.items()}
     run.update(metrics=metrics)
     return Outcome(run.folder, metrics, state.best_value, seen.text())
@@ -488,11 +496,13 @@ def _best_predictions(state: State) -> Predictions:
     return state.best
 
 
-def _judge(parts: Parts, run: Run, split: str, predictions: Predictions, judge: Evaluator) -> SplitReport:
+def _judge(
+    parts: Parts, run: Run, split: str, predictions: Predictions, judge: Evaluator, pictures: bool = True
+) -> SplitReport:
     """Predictions file, report files, trackers."""
     predictions.save(run.folder / "predictions" / f"{split}.npz")
     metrics = judge.metrics(predictions)
-    report = judge.report(predictions, metrics, run.folder / "report", parts.engine.pictures)
+    report = judge.report(predictions, metrics, run.folder / "report", pictures and parts.engine.pictures)
     parts.tracking.report(predictions, list(judge.label_names) or None, metrics)
     return report
 

@@ -7,13 +7,15 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from whet.engine.assemble import Prepared
     from whet.model.encoder import Loaded
 
     Base = tuple[Loaded, Prepared]
+
+T = TypeVar("T")
 
 MOST = 2
 """Bases kept: those of the last two kinds of runs."""
@@ -36,6 +38,8 @@ class Kept:
 
 
 _kept: OrderedDict[str, Kept] | None = None
+_found: dict[tuple[str, str], Any] = {}
+"""What earlier runs have found out."""
 
 
 def keeping_on() -> None:
@@ -49,6 +53,7 @@ def forget() -> None:
     """Keep nothing any more."""
     global _kept
     _kept = None
+    _found.clear()
 
 
 def load_base(key: str, load: Callable[[], Base]) -> Base:
@@ -65,6 +70,23 @@ def load_base(key: str, load: Callable[[], Base]) -> Base:
             _kept.popitem(last=False)
     _kept.move_to_end(key)
     return _kept[key].taken()
+
+
+def once(key: str, what: str, find: Callable[[], T]) -> T:
+    """What `find` finds, found once in a process that keeps things.
+
+    Args:
+        key: all that it depends on.
+        what: is found.
+        find: may raise, then nothing is kept.
+    """
+    if _kept is None:
+        return find()
+    place = (key, what)
+    if place not in _found:
+        _found[place] = find()
+    found: T = _found[place]
+    return found
 
 
 def _generators() -> tuple[Any, ...]:
