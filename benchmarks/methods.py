@@ -17,11 +17,12 @@ A run's own learning rate is its method's usual one, in `METHODS`; nothing is tu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def train(task: str, regime: str, method: str, seed: int) -> dict[str, Any]:
     told = overrides(task, regime, method, seed)
     folder = OUT / "runs" / name_of(task, regime, method, seed)
     resumed = folder.is_dir()
-    code = main(["train", f"resume={folder}"]) if resumed else main(["train", *told])
+    with hydra_aside():
+        code = main(["train", f"resume={folder}"]) if resumed else main(["train", *told])
     if code:
         raise RuntimeError(f"{folder}: exit code {code}")
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -155,6 +157,24 @@ def train(task: str, regime: str, method: str, seed: int) -> dict[str, Any]:
     for part in ("model", "checkpoints"):
         shutil.rmtree(folder / part, ignore_errors=True)
     return found
+
+
+@contextlib.contextmanager
+def hydra_aside() -> Iterator[None]:
+    """Let another Hydra app run inside this one, not as its trial."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from whet.sweep.current import working_on
+
+    one, other = GlobalHydra.instance(), HydraConfig.instance()
+    kept = one.hydra, other.cfg
+    one.clear()
+    try:
+        with working_on(None):
+            yield
+    finally:
+        one.hydra, other.cfg = kept
 
 
 def judged(run: Path, rows: Path) -> float:

@@ -10,7 +10,7 @@ from whet.config import Component
 from whet.data.batching import Batching
 from whet.engine.distributed import Parallel
 from whet.engine.precision import Precision
-from whet.engine.speed import Compile, Packing, need_compiler
+from whet.engine.speed import Compile, LastBlock, Packing, need_compiler
 from whet.errors import ConfigError
 from whet.ranks import Ranks, cores
 from whet.types import Duration, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -51,6 +51,8 @@ class Engine(Component):
     """A loss or gradient that isn't finite ends training, or its update is left out (ten in a row end it)."""
     packing: Packing = "auto"
     """Lay the texts of training batches end to end, without padding: auto where that is faster and right."""
+    last_block: LastBlock = "auto"
+    """Leave out of it, in training, what the head does not read (all but the first token), or take it whole."""
     gradient_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping what it computed: less memory."""
     compile: Compile = False
@@ -64,7 +66,7 @@ class Engine(Component):
     trunk_cache_limit: PositiveFloat = 20.0
     """GiB of disk for such outputs of all runs; those that weren't used for longest make way."""
     pictures: bool = True
-    """Draw confusion matrix, curves and learning curves of a run that is tested; false saves a second a run."""
+    """Draw confusion matrix, curves and learning curves of a run that is tested; false saves a second."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: PositiveInt | None = None

@@ -101,7 +101,7 @@ def use_frozen(
     own = Frozen(stepper.collator, judge.collator)
     if not _has_frozen_blocks(stepper.model):
         return own
-    probe = _probe(stepper.collator)
+    probe = uneven(stepper.collator)
     rests = _rest(engine, stepper, probe)
     try:
         if blocked:
@@ -245,7 +245,7 @@ def _exact(stepper: Stepper) -> bool:
 # ---------------------------------------------------------------- where to cut
 
 
-def _probe(collator: Collator) -> Rows:
+def uneven(collator: Collator) -> Rows:
     """Up to four rows of unequal length, not as many as the longest of them has tokens."""
     lengths = collator.tokens.lengths
     order = lengths.argsort(kind="stable")

@@ -10,6 +10,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
+from whet.engine.warm import once
 from whet.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("whet.engine")
 Packing = Literal["auto", "on", "off"]
+LastBlock = Literal["auto", "whole"]
 Compile = bool | Literal["reduce-overhead", "max-autotune"]
 PAYS = 0.2
 """Share of padding from which packing is clearly faster (MiniLM on a CPU; it breaks even at about 0.15)."""
@@ -92,6 +94,47 @@ def probe(lengths: NDArray[np.int64], most: int = 8) -> NDArray[np.int64]:
     order = lengths.argsort(kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, most).round().astype(int))]
     return np.concatenate([rows[::2], rows[1::2]])
+
+
+# ---------------------------------------------------------------- the last block
+
+
+def use_narrow(
+    choice: LastBlock, model: nn.Module, inputs: dict[str, torch.Tensor], key: str, blocked: str = ""
+) -> dict[str, Any]:
+    """Let `model` leave out of its last block, in training, what its head doesn't read.
+
+    Args:
+        choice: `auto` or `whole`.
+        model: on its device, PEFT and kernels applied; it gets a hook.
+        inputs: a batch of texts of unequal length, not as many as the longest has tokens.
+        key: all that the choice depends on, for `whet.engine.warm.once`.
+        blocked: a reason from elsewhere against it.
+
+    Returns:
+        Facts for the run's record.
+    """
+    from whet.model.narrow import narrow_model
+
+    if choice == "whole":
+        return {"last_block": "whole"}
+    place, reason = ("", blocked) if blocked else once(key, "last block", lambda: _place(model, inputs))
+    if not place:
+        log.info("last block: computed whole (%s)", reason)
+        return {"last_block": "whole", "because": reason}
+    narrow_model(model, place)
+    log.info("last block: training computes only the first token behind its attention (from %s on)", place)
+    return {"last_block": "first token", "from": place}
+
+
+def _place(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[str, str]:
+    """Where it may be cut, or why not."""
+    from whet.model.narrow import WholeError, place_of
+
+    try:
+        return place_of(model, inputs), ""
+    except WholeError as error:
+        return "", str(error)
 
 
 # ---------------------------------------------------------------- recomputation

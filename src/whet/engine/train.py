@@ -33,18 +33,19 @@ from whet.engine.checkpoint import Checkpoints, damage
 from whet.engine.distributed import ALONE, World, current
 from whet.engine.engine import Engine
 from whet.engine.evaluate import Evaluator, logits_of
-from whet.engine.frozen import Frozen, use_frozen
+from whet.engine.frozen import Frozen, uneven, use_frozen
 from whet.engine.loop import fit
 from whet.engine.plan import Plan, most_epochs
 from whet.engine.resume import ALL_TRAINING, WEIGHTS, Images, bests, restore_newest, take
 from whet.engine.run import Run
 from whet.engine.saving import Save, Saved
-from whet.engine.speed import checkpoint_gradients, compile_model, use_packing
+from whet.engine.speed import checkpoint_gradients, compile_model, use_narrow, use_packing
 from whet.engine.step import Stepper
 from whet.engine.trial import Reporting, Trial
 from whet.engine.warm import load_base
 from whet.errors import ConfigError, Interrupted, PrunedError, RunError
 from whet.model.encoder import Encoder, Loaded
+from whet.model.trunk import extracts_features
 from whet.objective.base import Objective, Setting
 from whet.paths import Paths
 from whet.peft.base import apply
@@ -220,9 +221,9 @@ def train(
         s: evaluator(s, parts.task, ready.data, ready.loaded, parts.engine, ready.amp)
         for s in ("validation", "test")
     }
-    frozen, packing = _ways(parts, ready, stepper, judges["validation"], padding)
+    frozen, packing, last_block = _ways(parts, ready, stepper, judges["validation"], padding)
     watching = replace(judges["validation"], collator=frozen.validation, world=world)
-    run.update(frozen=frozen.facts, packing=packing)
+    run.update(frozen=frozen.facts, packing=packing, last_block=last_block)
     checkpoints, request = Checkpoints(run.folder / "checkpoints"), world.stop_request()
     evaluations = plan.evaluations(parts.engine.evaluate_every)
     callbacks = _callbacks(parts, plan, evaluations, stepper, checkpoints, request, run.folder, world, trial)
@@ -319,22 +320,37 @@ def _setting(parts: Parts, ready: Ready, plan: Plan) -> Setting:
 
 def _ways(
     parts: Parts, ready: Ready, stepper: Stepper, judge: Evaluator, padding: float
-) -> tuple[Frozen, dict[str, Any]]:
-    """Let the steps take the quickest way that changes nothing else; facts on packing for the record."""
+) -> tuple[Frozen, dict[str, Any], dict[str, Any]]:
+    """Let the steps take the quickest way that changes nothing else; facts on it for the record."""
     engine, world, own = parts.engine, ready.world, stepper.collator
     uncached, unpacked = _against(parts.objective)
     with world.preparing(), untouched():
         blocked = engine.hooks_blocked(world.sharded)
         packs = "engine.packing=on" if engine.packing == "on" else None
-        room, reason = parts.paths.cached("trunk"), blocked or packs or uncached
-        frozen = use_frozen(engine, stepper, judge, room, reason, _trunk_key(parts))
+        room, reason, key = parts.paths.cached("trunk"), blocked or packs or uncached, _trunk_key(parts)
+        frozen = use_frozen(engine, stepper, judge, room, reason, key)
         if frozen.facts and not packs:
             blocked = "layers below are frozen, and may come from the trunk cache"
-        blocked = blocked or unpacked
-        packing = use_packing(engine.packing, ready.model, own, ready.amp, padding, blocked or "")
+        packing = use_packing(engine.packing, ready.model, own, ready.amp, padding, blocked or unpacked or "")
+        narrowed = _last_block(parts, stepper, packing, key)
     compile_model(ready.model, engine.compile)
     stepper.collator = frozen.train
-    return frozen, packing
+    return frozen, packing, narrowed
+
+
+def _last_block(parts: Parts, stepper: Stepper, packing: dict[str, Any], key: str) -> dict[str, Any]:
+    """Let training leave out what no one reads of the last block; facts for the record."""
+    engine, reads_states = parts.engine, getattr(parts.objective, "reads_states", False)
+    reasons = {
+        "nothing below the head trains": extracts_features(stepper.model),
+        "rows are packed": packing["packing"] == "on",
+        "the objective reads hidden states": reads_states,
+        "weights are sharded": stepper.world.sharded,
+        "the model is compiled": engine.compile is not False,
+    }
+    blocked = next((reason for reason, holds in reasons.items() if holds), "")
+    inputs = stepper.collator(uneven(stepper.collator), stepper.amp.device).inputs
+    return use_narrow(engine.last_block, stepper.model, inputs, key, blocked)
 
 
 def _against(objective: Any) -> tuple[str | None, str | None]:

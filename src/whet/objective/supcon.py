@@ -95,6 +95,7 @@ def contrast(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) ->
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     others = known[None, :] & ~own
     alike = (labels[:, None] == labels[None, :]) & others
-    scores = (unit @ unit.T / temperature).masked_fill(~others, torch.finfo(unit.dtype).min)
+    with torch.autocast(unit.device.type, enabled=False):  # cosines differ in their last digits
+        scores = (unit @ unit.T / temperature).masked_fill(~others, torch.finfo(unit.dtype).min)
     chosen = scores.log_softmax(1).masked_fill(~alike, 0.0).sum(1)
     return -chosen / alike.sum(1).clamp(min=1)

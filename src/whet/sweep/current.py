@@ -63,7 +63,7 @@ class Current:
         )
 
 
-_current: list[Current] = []
+_current: list[Current | None] = []
 
 
 def current() -> Current | None:
@@ -72,13 +72,13 @@ def current() -> Current | None:
 
 
 @contextlib.contextmanager
-def working_on(trial: Current) -> Iterator[None]:
-    """`trial` is the current one while this lasts."""
+def working_on(trial: Current | None) -> Iterator[None]:
+    """`trial` is the current one while this lasts; None: what runs inside a trial is no part of it."""
     _current.append(trial)
     try:
         yield
     finally:
-        _current.remove(trial)
+        _current.pop()
 
 
 def report(value: float, step: int) -> None:
