@@ -9,6 +9,7 @@ goes on where it was stopped, and any number of terminals or machines may work o
     python benchmarks/methods.py run                              all of it, in the background for a night
     python benchmarks/methods.py run regime=few                   one regime
     python benchmarks/methods.py run regime=few method=fgm,rdrop  some methods (plain always comes along)
+    python benchmarks/methods.py run jobs=2                       two at a time, each with its share of cores
     python benchmarks/methods.py report                           JSON, docs/methods.md from what is there
     python benchmarks/methods.py attack                           make the attacked test sets again
 
@@ -22,6 +23,7 @@ import json
 import shutil
 import statistics
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,7 +190,7 @@ def judged(run: Path, rows: Path) -> float:
     return float(judge.metrics(judge.predict(finished.trained.model))["accuracy"])
 
 
-def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str]) -> None:
+def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jobs: int = 1) -> None:
     """Sweep over what is asked for: one study a task and regime, every method with every seed."""
     import hydra
     from omegaconf import OmegaConf
@@ -200,8 +202,9 @@ def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str]) ->
             arguments = [
                 "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
                 "hydra.sweeper.direction=maximize",
-                f"hydra.sweeper.study_name={task}-{regime}-{len(chosen)}",
+                f"hydra.sweeper.study_name={task}-{regime}-{zlib.crc32(','.join(chosen).encode()):08x}",
                 f"hydra.sweep.dir={OUT}/study/{task}-{regime}",
+                f"hydra.sweeper.n_jobs={jobs}",
                 f"+seed=choice({','.join(map(str, SEEDS))})", f"+method=choice({','.join(chosen)})",
                 f"+task={task}", f"+regime={regime}", "hydra.sweep.subdir=.",
             ]  # fmt: skip
@@ -345,9 +348,12 @@ def main(arguments: Sequence[str]) -> int:
         print((__doc__ or "").strip())
         return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
     given = dict(item.split("=", 1) for item in arguments[1:])
-    unknown = set(given) - {"regime", "task", "method"}
+    unknown = set(given) - {"regime", "task", "method", "jobs"}
     if unknown:
-        print(f"{', '.join(sorted(unknown))}: not a setting (regime, task, method)", file=sys.stderr)
+        print(f"{', '.join(sorted(unknown))}: not a setting (regime, task, method, jobs)", file=sys.stderr)
+        return 2
+    if not given.get("jobs", "1").isdecimal():
+        print(f"jobs={given['jobs']}: not a number", file=sys.stderr)
         return 2
     if arguments[0] != "run":
         {"report": report, "attack": attack}[arguments[0]]()
@@ -359,7 +365,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{key}={wrong[0]}: not one of {', '.join(known)}", file=sys.stderr)
             return 2
         picked.append(names)
-    run(*picked)
+    run(*picked, int(given.get("jobs", 1)))
     return 0
 
 

@@ -64,7 +64,7 @@ print("accuracy:", best)
 
 
 def races(given: argparse.Namespace) -> list[common.Race]:
-    rows = given.rows or (128 if given.quick else 1600)
+    rows = given.rows or (128 if given.quick else 400)
     keys = ["task=rotten_tomatoes", "model=minilm", f"debug.rows={rows}", f"peft.layers={LAYERS}",
             "peft=top_layers"]  # fmt: skip
     files = common.prepared(given.threads, keys=keys)
@@ -162,5 +162,5 @@ CONTESTANTS: dict[str, Any] = {"prepare": prepare, "whet": whet, "separate": sep
 
 if __name__ == "__main__":
     made = common.parser("sweep_cost", __doc__ or "")
-    made.add_argument("--rows", type=int, help="training examples (default 1,600)")
+    made.add_argument("--rows", type=int, help="training examples (default 400)")
     raise SystemExit(common.main(made, races, child))
