@@ -52,7 +52,7 @@ class Engine(Component):
     packing: Packing = "auto"
     """Lay the texts of training batches end to end, without padding: auto where that is faster and right."""
     last_block: LastBlock = "auto"
-    """In training, leave out of it what the head does not read (all but the first token); or keep it whole."""
+    """In training, leave out of it what the head doesn't read (all but the first token); or keep it whole."""
     gradient_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping what it computed: less memory."""
     compile: Compile = False

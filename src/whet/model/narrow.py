@@ -63,32 +63,48 @@ def place_of(model: nn.Module, inputs: Inputs) -> str:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # no dropout: outcomes can be compared
     try:
-        candidates = _entered(model, names[0], inputs)
-        with _counted(model.get_submodule(names[0])) as counted:
-            whole = _outcome(model, inputs)
-        most, found = counted[0], None
-        for name in candidates:
-            work = _work(model, name, names[0], inputs, whole)
-            if work < most:
-                most, found = work, name
+        found = _searched(model, names[0], inputs)
+        if found is not None and _proven(model, found, inputs):
+            return found
     except _CANNOT as error:
         raise WholeError(one_line(error)) from None
     finally:
         for module, training in modes:
             module.training = training
-    if found is not None:
-        return found
     raise WholeError("the head reads more of it than the first token, or its parts can't be told apart")
 
 
-def _work(model: nn.Module, name: str, block: str, inputs: Inputs, whole: Outcome) -> float:
-    """Products left in the block with that module's inputs cut; infinite where the outcome is another."""
+def _searched(model: nn.Module, block: str, inputs: Inputs) -> str | None:
+    """The module inside a block that leaves the logits alone and the fewest products to compute."""
+    import torch
+
+    with torch.no_grad():
+        candidates = _entered(model, block, inputs)
+        with _counted(model.get_submodule(block)) as counted:
+            logits = model(**inputs).logits
+        least, found = counted[0], None
+        for name in candidates:
+            work = _work(model, name, block, inputs, logits)
+            if work < least:
+                least, found = work, name
+    return found
+
+
+def _work(model: nn.Module, name: str, block: str, inputs: Inputs, logits: torch.Tensor) -> float:
+    """Products left in the block with that module's inputs cut; infinite where the logits are others."""
     with _hooked(model.get_submodule(name)), _counted(model.get_submodule(block)) as counted:
         try:
-            same = alike(whole, _outcome(model, inputs))
+            same = alike((logits, []), (model(**inputs).logits, []))
         except _CANNOT:  # the parts don't fit together
             return math.inf
     return counted[0] if same else math.inf
+
+
+def _proven(model: nn.Module, name: str, inputs: Inputs) -> bool:
+    """Whether logits and gradients stay with that module's inputs cut."""
+    whole = _outcome(model, inputs)
+    with _hooked(model.get_submodule(name)):
+        return alike(whole, _outcome(model, inputs))
 
 
 @contextmanager
@@ -113,8 +129,6 @@ def _counted(block: nn.Module) -> Iterator[list[float]]:
 
 def _entered(model: nn.Module, block: str, inputs: Inputs) -> list[str]:
     """Modules inside a block that get whole states, in the order in which the pass comes to them."""
-    import torch
-
     shape = tuple(inputs["attention_mask"].shape)
     inner = {module: name for name, module in model.get_submodule(block).named_modules() if name}
     found: dict[str, bool] = {}
@@ -127,8 +141,7 @@ def _entered(model: nn.Module, block: str, inputs: Inputs) -> list[str]:
 
     handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in inner]
     try:
-        with torch.no_grad():
-            model(**inputs)
+        model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
