@@ -24,11 +24,17 @@ import warnings
 from typing import NoReturn
 
 IMPORTS = (
-    "cloudpickle", "datasets", "hydra.main", "joblib.externals.loky", "matplotlib.backends.backend_agg",
-    "optuna.samplers", "optuna.storages", "pandas", "peft", "psycopg", "rich.live", "scipy.stats", "sklearn.metrics",
-    "sqlalchemy", "submitit", "tensorboard.compat.proto.summary_pb2", "torch._dynamo", "torch._inductor.config",
-    "torch.distributed.fsdp", "torch.distributed.run", "transformers.models.bert.modeling_bert", "wandb",
-    "whet.cli.train", "whet.engine.load", "whet.engine.train", "whet.sweep.peer", "whet.sweep.process",
+    "cloudpickle", "datasets", "datasets.io.generator", "hydra.experimental", "hydra.main",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "hydra_plugins.whet_plugin.optuna_sweeper", "joblib.externals.loky", "matplotlib.backends.backend_agg",
+    "matplotlib.figure", "optuna.samplers", "optuna.storages", "pandas", "peft", "psycopg", "pydantic.type_adapter",
+    "rich.live", "scipy.io", "scipy.stats", "sklearn.metrics", "sqlalchemy", "submitit",
+    "tensorboard.summary.writer.record_writer", "torch._dynamo", "torch._inductor.config", "torch.distributed.fsdp",
+    "torch.distributed.run", "torch.profiler", "torch.utils.tensorboard.summary",
+    "transformers.models.bert.modeling_bert", "wandb", "whet.cli.sweeping", "whet.cli.train", "whet.engine.load",
+    "whet.engine.train", "whet.evaluation.plots", "whet.model.narrow", "whet.model.tiny", "whet.optimizer.adamw",
+    "whet.peft.lora", "whet.scheduler.linear", "whet.sweep.peer", "whet.sweep.process", "whet.task.single_label",
+    "whet.tracking.tensorboard",
 )  # fmt: skip
 """Those that aren't installed are left out."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)

@@ -263,17 +263,19 @@ def test_a_best_that_could_not_be_saved_falls_back_at_the_end(tmp_path):
     assert (state.best_step, state.best_value, save.saved) == (10, 1.0, 10)
 
 
+def full_behind(gate):
+    """A disk that is full, as is seen once the gate is open."""
+
+    def fill(folder):
+        gate.wait(PATIENCE)
+        raise OSError(28, "No space left on device")
+
+    return lambda state: fill
+
+
 def test_a_run_that_is_to_stop_does_so_at_the_next_update(tmp_path):
     gate = threading.Event()
-
-    def take(state):
-        def fill(folder):
-            gate.wait(PATIENCE)
-            raise OSError(28, "No space left on device")
-
-        return fill
-
-    save = saver(tmp_path, take, further=frozenset({1}), on_error="stop")
+    save = saver(tmp_path, full_behind(gate), further=frozenset({1}), on_error="stop")
     save.on_update(State(step=1), RESULT)
     gate.set()
     save._writing.task.exception(PATIENCE)  # until it is done
@@ -282,8 +284,10 @@ def test_a_run_that_is_to_stop_does_so_at_the_next_update(tmp_path):
 
 
 def test_a_failure_is_told_when_training_has_failed_too(tmp_path, caplog):
-    save = saver(tmp_path, full_at({1}), further=frozenset({1}), on_error="stop")
+    gate = threading.Event()
+    save = saver(tmp_path, full_behind(gate), further=frozenset({1}), on_error="stop")
     save.on_update(State(step=1), RESULT)
+    gate.set()
     save.close(ValueError())
     assert "the checkpoint of step 1 can't be written" in caplog.text
 

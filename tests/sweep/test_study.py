@@ -126,8 +126,8 @@ def test_peers_that_start_at_once_share_one_budget(kind, tmp_path):
 
 
 def test_trials_of_killed_peers_are_taken_over(tmp_path):
-    peers = working(tmp_path, "sqlite", 3, 0.25)
-    study = opened(tmp_path, total=24)
+    peers = working(tmp_path, "sqlite", 3, 1.0)
+    study = opened(tmp_path, total=8)
     for peer in peers[:2]:
         while not any(
             trial.state == TrialState.RUNNING and trial.user_attrs.get(PEER, {}).get("pid") == peer.pid
@@ -137,7 +137,7 @@ def test_trials_of_killed_peers_are_taken_over(tmp_path):
         os.kill(peer.pid, signal.SIGKILL)
     assert [code for code, _ in ended(peers)] == [-9, -9, 0]
     trials = study.trials()
-    assert states(study) == ["COMPLETE"] * 24
+    assert states(study) == ["COMPLETE"] * 8
     assert sum(trial.user_attrs[PEER]["attempt"] == 2 for trial in trials) >= 1
     assert all(trial.params for trial in trials)
 

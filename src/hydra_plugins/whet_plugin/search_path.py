@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,19 @@ GROUP = "sweep"
 """Config group of a `sweeps/` folder."""
 
 
+_read: dict[tuple[str, str], tuple[list[tuple[str, int, int]], ConfigResult]] = {}
+"""What was read of which file, and the state of its group's files then: a sweep composes a config a trial."""
+
+
+def stamps(group: str, folders: list[Path]) -> list[tuple[str, int, int]]:
+    """Name, time and size of every file that a config of `group` may take something from."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(OSError), os.scandir(folder / group) as files:
+            found += [(each.path, each.stat().st_mtime_ns, each.stat().st_size) for each in files]
+    return sorted(found)
+
+
 class SignatureConfigSource(FileConfigSource):
     """Reads YAML like Hydra's `file://` and completes `_target_` nodes from the signatures they name."""
 
@@ -23,11 +39,15 @@ class SignatureConfigSource(FileConfigSource):
         return "whet"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        result = super().load_config(config_path)
         group = config_path.rpartition("/")[0]
-        if group and not group.startswith("hydra"):
-            result.config = completed(group, result.config, [Path(self.path), packaged()])
-        return result
+        folders = [Path(self.path), packaged()]
+        place, state = (str(self.path), config_path), stamps(group, folders)
+        if place not in _read or _read[place][0] != state:
+            result = super().load_config(config_path)
+            if group and not group.startswith("hydra"):
+                result.config = completed(group, result.config, folders)
+            _read[place] = state, result
+        return copy.deepcopy(_read[place][1])
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         names = super().list(config_path, results_filter)
