@@ -108,10 +108,10 @@ def test_paths_do_not_depend_on_the_current_directory(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- peers
 
 
-def working(folder, kind, peers, seconds=0.0):
+def working(folder, kind, peers, seconds=0.0, total=24):
     """Peers without Hydra."""
     url = address(folder, kind).url
-    found = [start(url, folder, 24, seconds, number) for number in range(peers)]
+    found = [start(url, folder, total, seconds, number) for number in range(peers)]
     at_once(folder, found)
     return found
 
@@ -126,7 +126,7 @@ def test_peers_that_start_at_once_share_one_budget(kind, tmp_path):
 
 
 def test_trials_of_killed_peers_are_taken_over(tmp_path):
-    peers = working(tmp_path, "sqlite", 3, 1.0)
+    peers = working(tmp_path, "sqlite", 3, 1.0, total=8)
     study = opened(tmp_path, total=8)
     for peer in peers[:2]:
         while not any(
