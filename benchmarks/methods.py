@@ -214,7 +214,7 @@ def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jo
                 told = OmegaConf.to_container(config)
                 return float(train(**{str(key): value for key, value in told.items()})["test"])
 
-            hydra.main(version_base="1.3", config_path=None)(trial)()
+            hydra.main(version_base="1.3", config_path=str(ATTACKED))(trial)()
 
 
 # ---------------------------------------------------------------- attacked test sets

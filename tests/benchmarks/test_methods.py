@@ -1,0 +1,76 @@
+"""The comparison of methods on a small task: every method with every seed, once; and what its page says."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from benchmarks import methods
+from whet.engine import warm
+
+
+@pytest.fixture
+def small(workplace, quick, monkeypatch):
+    """Two methods, three seeds, on a task of sixty rows."""
+    still = [item for item in quick if not item.startswith(("task=", "tracking=", "engine.pictures="))]
+    monkeypatch.setattr(methods, "TASKS", {"mine": ["task=mine"]})
+    monkeypatch.setattr(methods, "REGIMES", {"few": still})
+    monkeypatch.setattr(methods, "METHODS", {"plain": [], "bitfit": ["peft=bitfit", "optimizer.lr=1e-2"]})
+    monkeypatch.setattr(methods, "PRIMARY", {"mine": "accuracy"})
+    monkeypatch.setattr(methods, "SEEDS", (1, 2, 3))
+    monkeypatch.setattr(methods, "RESULTS", Path("results/methods.json"))
+    monkeypatch.setattr(methods, "PAGE", Path("docs/methods.md"))
+    yield workplace
+    warm.forget()
+
+
+def test_every_method_with_every_seed_and_nothing_twice(small):
+    methods.run(["few"], ["mine"], ["bitfit"])
+    found = methods.gathered()["mine few"]
+    assert {name: sorted(runs) for name, runs in found.items()} == {"plain": [1, 2, 3], "bitfit": [1, 2, 3]}
+    for name, runs in found.items():
+        for seed, figures in runs.items():
+            folder = methods.OUT / "runs" / methods.name_of("mine", "few", name, seed)
+            record = json.loads((folder / "run.json").read_text())
+            assert figures["test"] == record["metrics"]["test/accuracy"]
+            assert f"seed={seed}" in (folder / "overrides.txt").read_text()
+            assert not (folder / "checkpoints").exists(), "weights don't stay"
+    small_part = found["bitfit"][1]["trained_parameters"] / found["plain"][1]["trained_parameters"]
+    assert small_part < 0.2
+    stamps = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("*.json")}
+    methods.run(["few"], ["mine"], ["bitfit"])
+    kept = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("run.json")}
+    assert kept and all(stamps[path] == at for path, at in kept.items())
+
+
+def made(test, seconds, peak_mb, trained):
+    """Figures of a run."""
+    told = {"test": test, "seconds": seconds, "peak_mb": peak_mb, "trained_parameters": trained}
+    return {**told, "whole": True}
+
+
+def test_the_page_says_what_the_figures_say(small):
+    figures = {}
+    for seed in methods.SEEDS:
+        figures["plain", seed] = made(0.70 + 0.01 * seed, 10.0, 1000, 200)
+        figures["bitfit", seed] = made(0.72 + 0.012 * seed, 5.0, 800, 2)
+    for (name, seed), each in figures.items():
+        path = methods.kept("mine", "few", name, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(each))
+    methods.report()
+    differences = [100 * (figures["bitfit", s]["test"] - figures["plain", s]["test"]) for s in methods.SEEDS]
+    mean = statistics.fmean(differences)
+    half = stats.t.ppf(0.975, 2) * statistics.stdev(differences) / math.sqrt(3)
+    text = methods.PAGE.read_text()
+    assert (
+        f"| `bitfit` | 3 | {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} | 1.00% | 0.50 | 0.80 |"
+        in text
+    )
+    assert "Plain: 72.00 % (mean of 3 seeds)." in text and "Helped: `bitfit`." in text
+    assert json.loads(methods.RESULTS.read_text())["mine few"]["bitfit"]["1"] == figures["bitfit", 1]
