@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import shutil
@@ -229,14 +230,14 @@ def wound(path: Path, how: str, rng: random.Random) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "delete"])
-def test_damage_is_named_and_the_previous_checkpoint_used(workplace, keys, whole, kill_at, how, told):
+def test_damage_is_named_and_the_previous_checkpoint_used(workplace, keys, whole, kill_at, told):
+    """Every file, the kinds of damage in turn; `make chaos` tries all."""
     folder = killed_run(workplace, keys, "killed", kill_at, 10)
     newest = Checkpoints(folder / "checkpoints").at(9)
     files = sorted(path.name for path in newest.iterdir())
     assert len(files) == 5
     rng = random.Random(0)
-    for name in files:
+    for name, how in zip(files, itertools.cycle(("flip", "cut", "delete"))):
         copy = folder_of(workplace, f"{how}-{name}")
         shutil.copytree(folder, copy)
         wound(copy / "checkpoints" / newest.name / name, how, rng)
