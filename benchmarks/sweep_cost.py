@@ -8,6 +8,8 @@ lower layers, evaluate after every epoch, and keep their study in SQLite. Nothin
   separate    one process a trial, as scripts that call transformers.Trainer do it: bf16, batches by length,
               fused AdamW; the parent asks and tells
 
+The more rows, the more of a trial is training above the frozen layers, which both do: try `--rows 1600`.
+
     make bench ARGS="sweep_cost"
 """
 
