@@ -44,6 +44,8 @@ REGIMES: dict[str, list[str]] = {
     "full": ["engine.duration=2ep", "engine.evaluate_every=0.5ep"],
     "noisy": ["task.label_noise=0.05", "engine.duration=2ep", "engine.evaluate_every=0.5ep"],
 }
+APART = True
+"""Each run has a process of its own, and so a peak of memory of its own."""
 PEFT_LR = "optimizer.lr=1e-3"
 METHODS: dict[str, list[str]] = {
     BASELINE: [],
@@ -129,13 +131,11 @@ def train(task: str, regime: str, method: str, seed: int) -> dict[str, Any]:
         RuntimeError: it failed.
     """
     from whet.cli.main import main
-    from whet.engine import warm
     from whet.storage import aside
 
     path = kept(task, regime, method, seed)
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    warm.keeping_on()
     told = overrides(task, regime, method, seed)
     folder = OUT / "runs" / name_of(task, regime, method, seed)
     resumed = folder.is_dir()
@@ -204,7 +204,7 @@ def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jo
                 "hydra.sweeper.direction=maximize",
                 f"hydra.sweeper.study_name={task}-{regime}-{zlib.crc32(','.join(chosen).encode()):08x}",
                 f"hydra.sweep.dir={OUT}/study/{task}-{regime}",
-                f"hydra.sweeper.n_jobs={jobs}",
+                f"hydra.sweeper.n_jobs={jobs}", f"hydra.sweeper.isolate={APART}",
                 f"+seed=choice({','.join(map(str, SEEDS))})", f"+method=choice({','.join(chosen)})",
                 f"+task={task}", f"+regime={regime}", "hydra.sweep.subdir=.",
             ]  # fmt: skip

@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 
 from benchmarks import methods
-from whet.engine import warm
 
 
 @pytest.fixture
@@ -25,8 +24,8 @@ def small(workplace, quick, monkeypatch):
     monkeypatch.setattr(methods, "SEEDS", (1, 2, 3))
     monkeypatch.setattr(methods, "RESULTS", Path("results/methods.json"))
     monkeypatch.setattr(methods, "PAGE", Path("docs/methods.md"))
-    yield workplace
-    warm.forget()
+    monkeypatch.setattr(methods, "APART", False)
+    return workplace
 
 
 def test_every_method_with_every_seed_and_nothing_twice(small):

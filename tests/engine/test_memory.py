@@ -44,6 +44,28 @@ def test_a_run_is_not_told_what_the_one_before_needed():
     assert peak_memory()["peak_mb"] <= high - 200
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc and /proc")
+def test_memory_that_the_allocator_kept_is_no_runs():
+    """A sweep's trials share a process: blocks that training freed, and that were kept for it, go back."""
+    code = """
+import torch
+from whet.engine.allocator import keep_freed_memory
+from whet.engine.memory import peak_resident, reset_peak
+assert keep_freed_memory()
+held = [torch.ones(4 * 2**20) for _ in range(40)]
+ring = [held]
+ring.append(ring)  # only the garbage collector finds it
+last = torch.ones(1000)
+high = peak_resident()
+del held, ring
+reset_peak()
+print(high, peak_resident())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    high, after = map(int, told.stdout.split())
+    assert high - after > 500 * MIB
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_child_is_not_told_what_its_parent_needed():
     """Where a child is made by fork and exec, getrusage's figure is its parent's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 32 * 1024 * 1024
@@ -18,9 +19,20 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was done.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt = _function("mallopt")
+    return (
+        mallopt is not None
+        and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
+        and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    )
+
+
+def give_back_freed_memory() -> bool:
+    """Give what is free at this moment back to the system (malloc_trim(3)); whether there was any."""
+    trim = _function("malloc_trim")
+    return trim is not None and bool(trim(0))
+
+
+def _function(name: str) -> Any:
+    """One of glibc's own; None elsewhere."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from pathlib import Path
+
+from whet.engine.allocator import give_back_freed_memory
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -12,12 +15,15 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 def reset_peak() -> None:
     """Forget the peaks so far, so that a run isn't told what another one before it needed.
 
-    The process's own only where Linux lets it (proc_pid_clear_refs(5)); elsewhere it counts from its start.
+    What that one has left goes back to the system. The process's own peak is forgotten only where Linux lets
+    it (proc_pid_clear_refs(5)); elsewhere it counts from its start.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
+    gc.collect()
+    give_back_freed_memory()
     with contextlib.suppress(OSError):  # not Linux, or not allowed
         _CLEAR.write_text("5", encoding="ascii")
 
