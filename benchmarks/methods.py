@@ -317,17 +317,17 @@ def table(title: str, methods: dict[str, Any], figure: str) -> list[str]:
         runs = methods[each.group]
         lines.append(
             f"| `{each.group}` | {each.n} | {each.mean:+.2f} | {each.low:+.2f} to {each.high:+.2f} "
-            f"| {share(runs, base, 'trained_parameters'):.2%} | {share(runs, base, 'seconds'):.2f} "
-            f"| {share(runs, base, 'peak_mb'):.2f} |"
+            f"| {share(runs, base, 'trained_parameters', '.2%')} | {share(runs, base, 'seconds', '.2f')} "
+            f"| {share(runs, base, 'peak_mb', '.2f')} |"
         )
     return [*lines, "", *words(told), ""]
 
 
-def share(runs: dict[Any, Any], base: dict[Any, Any], figure: str) -> float:
-    """Median over seeds of a figure relative to plain's."""
+def share(runs: dict[Any, Any], base: dict[Any, Any], figure: str, form: str) -> str:
+    """Median over seeds of a figure relative to plain's; a dash where it wasn't measured."""
     both = [seed for seed in runs if seed in base and runs[seed]["whole"] and base[seed]["whole"]]
-    ratios = [runs[seed][figure] / base[seed][figure] for seed in both]
-    return statistics.median(ratios) if ratios else float("nan")
+    ratios = [runs[s][figure] / base[s][figure] for s in both if figure in runs[s] and figure in base[s]]
+    return format(statistics.median(ratios), form) if ratios else "–"
 
 
 def words(told: Iterable[Any]) -> list[str]:
