@@ -73,3 +73,7 @@ def test_the_page_says_what_the_figures_say(small):
     )
     assert "Plain: 72.00 % (mean of 3 seeds)." in text and "Helped: `bitfit`." in text
     assert json.loads(methods.RESULTS.read_text())["mine few"]["bitfit"]["1"] == figures["bitfit", 1]
+    for path in (methods.OUT / "figures").iterdir():
+        path.unlink()
+    assert methods.gathered()["mine few"]["bitfit"][3] == figures["bitfit", 3], "what was published stays"
+    assert methods.train("mine", "few", "bitfit", 2) == figures["bitfit", 2], "and isn't run again"
