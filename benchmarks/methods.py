@@ -221,6 +221,7 @@ def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jo
                 told = OmegaConf.to_container(config)
                 return float(train(**{str(key): value for key, value in told.items()})["test"])
 
+            # any folder will do; without one Hydra looks for a package around this file
             hydra.main(version_base="1.3", config_path=str(ATTACKED))(trial)()
 
 

@@ -116,11 +116,11 @@ def test_every_peft_method_keeps_its_gradients(method, paths):
 def test_alike():
     big, small = torch.tensor([100.0, 1.0]), torch.tensor([1e-5, -1e-5])
     logits = torch.ones(2)
-    assert alike((logits, [big, small]), (logits, [big + 0.05, -small])), "noise beside a large gradient"
-    assert not alike((logits, [big, small]), (logits, [big + 0.2, small]))
-    assert not alike((logits, [big, small]), (logits + 0.01, [big, small]))
-    assert not alike((logits, [big, None]), (logits, [big, small]))
-    assert not alike((logits, []), (torch.ones(2, 1), []))
+    assert alike([logits, big, small], [logits, big + 0.05, -small]), "noise beside a large gradient"
+    assert not alike([logits, big, small], [logits, big + 0.2, small])
+    assert not alike([logits, big, small], [logits + 0.01, big, small])
+    assert not alike([logits, big, None], [logits, big, small])
+    assert not alike([logits], [torch.ones(2, 1)])
 
 
 # ---------------------------------------------------------------- whole runs

@@ -25,7 +25,7 @@ _read: dict[tuple[str, str], tuple[list[tuple[str, int, int]], ConfigResult]] = 
 def stamps(group: str, folders: list[Path]) -> list[tuple[str, int, int]]:
     """Name, time and size of every file that a config of `group` may take something from."""
     found = []
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         with contextlib.suppress(OSError), os.scandir(folder / group) as files:
             found += [(each.path, each.stat().st_mtime_ns, each.stat().st_size) for each in files]
     return sorted(found)

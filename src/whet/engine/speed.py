@@ -100,14 +100,18 @@ def probe(lengths: NDArray[np.int64], most: int = 8) -> NDArray[np.int64]:
 
 
 def use_narrow(
-    choice: LastBlock, model: nn.Module, inputs: dict[str, torch.Tensor], key: str, blocked: str = ""
+    choice: LastBlock,
+    model: nn.Module,
+    inputs: Callable[[], dict[str, torch.Tensor]],
+    key: str,
+    blocked: str = "",
 ) -> dict[str, Any]:
     """Let `model` leave out of its last block, in training, what its head doesn't read.
 
     Args:
         choice: `auto` or `whole`.
         model: on its device, PEFT and kernels applied; it gets a hook.
-        inputs: a batch of texts of unequal length, not as many as the longest has tokens.
+        inputs: makes a batch of texts of unequal length, not as many as the longest has tokens.
         key: all that the choice depends on, for `whet.engine.warm.once`.
         blocked: a reason from elsewhere against it.
 
@@ -115,10 +119,13 @@ def use_narrow(
         Facts for the run's record.
     """
     from whet.model.narrow import narrow_model
+    from whet.model.trunk import extracts_features
 
     if choice == "whole":
         return {"last_block": "whole"}
-    place, reason = ("", blocked) if blocked else once(key, "last block", lambda: _place(model, inputs))
+    if extracts_features(model):
+        blocked = "nothing below the head trains"
+    place, reason = ("", blocked) if blocked else once(key, "last block", lambda: _place(model, inputs()))
     if not place:
         log.info("last block: computed whole (%s)", reason)
         return {"last_block": "whole", "because": reason}

@@ -45,7 +45,6 @@ from whet.engine.trial import Reporting, Trial
 from whet.engine.warm import load_base
 from whet.errors import ConfigError, Interrupted, PrunedError, RunError
 from whet.model.encoder import Encoder, Loaded
-from whet.model.trunk import extracts_features
 from whet.objective.base import Objective, Setting
 from whet.paths import Paths
 from whet.peft.base import apply
@@ -55,6 +54,7 @@ from whet.task.base import Task
 from whet.tracking.base import RunInfo, Tracking, shown_as
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from whet.engine.precision import Amp
@@ -325,32 +325,23 @@ def _ways(
     engine, world, own = parts.engine, ready.world, stepper.collator
     uncached, unpacked = _against(parts.objective)
     with world.preparing(), untouched():
-        blocked = engine.hooks_blocked(world.sharded)
+        hooked = blocked = engine.hooks_blocked(world.sharded)
         packs = "engine.packing=on" if engine.packing == "on" else None
         room, reason, key = parts.paths.cached("trunk"), blocked or packs or uncached, _trunk_key(parts)
         frozen = use_frozen(engine, stepper, judge, room, reason, key)
         if frozen.facts and not packs:
             blocked = "layers below are frozen, and may come from the trunk cache"
         packing = use_packing(engine.packing, ready.model, own, ready.amp, padding, blocked or unpacked or "")
-        narrowed = _last_block(parts, stepper, packing, key)
+        whole = hooked or unpacked or ("rows are packed" if packing["packing"] == "on" else "")
+        narrowed = use_narrow(engine.last_block, ready.model, lambda: _uneven(stepper), key, whole)
     compile_model(ready.model, engine.compile)
     stepper.collator = frozen.train
     return frozen, packing, narrowed
 
 
-def _last_block(parts: Parts, stepper: Stepper, packing: dict[str, Any], key: str) -> dict[str, Any]:
-    """Let training leave out what no one reads of the last block; facts for the record."""
-    engine, reads_states = parts.engine, getattr(parts.objective, "reads_states", False)
-    reasons = {
-        "nothing below the head trains": extracts_features(stepper.model),
-        "rows are packed": packing["packing"] == "on",
-        "the objective reads hidden states": reads_states,
-        "weights are sharded": stepper.world.sharded,
-        "the model is compiled": engine.compile is not False,
-    }
-    blocked = next((reason for reason, holds in reasons.items() if holds), "")
-    inputs = stepper.collator(uneven(stepper.collator), stepper.amp.device).inputs
-    return use_narrow(engine.last_block, stepper.model, inputs, key, blocked)
+def _uneven(stepper: Stepper) -> dict[str, torch.Tensor]:
+    """A small batch of texts of unequal length."""
+    return stepper.collator(uneven(stepper.collator), stepper.amp.device).inputs
 
 
 def _against(objective: Any) -> tuple[str | None, str | None]:

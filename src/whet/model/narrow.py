@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import one_line
+from whet.model.trunk import CANNOT, hooked, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     Inputs = dict[str, torch.Tensor]
-    Outcome = tuple[torch.Tensor, list[torch.Tensor | None]]
+    Outcome = list[torch.Tensor | None]
+    """Logits, then gradients."""
 
 CLOSE = 1e-3
 """How far an outcome may be from the whole block's, relative to its largest number (fp32)."""
 NOISE = 1e-6
 """The same, relative to the largest number of all: a gradient that is zero but for rounding."""
-_CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
-"""What a model may raise when a module inside it gets fewer tokens than the others."""
 
 
 class WholeError(Exception):
@@ -66,7 +66,7 @@ def place_of(model: nn.Module, inputs: Inputs) -> str:
         found = _searched(model, names[0], inputs)
         if found is not None and _proven(model, found, inputs):
             return found
-    except _CANNOT as error:
+    except CANNOT as error:
         raise WholeError(one_line(error)) from None
     finally:
         for module, training in modes:
@@ -92,10 +92,10 @@ def _searched(model: nn.Module, block: str, inputs: Inputs) -> str | None:
 
 def _work(model: nn.Module, name: str, block: str, inputs: Inputs, logits: torch.Tensor) -> float:
     """Products left in the block with that module's inputs cut; infinite where the logits are others."""
-    with _hooked(model.get_submodule(name)), _counted(model.get_submodule(block)) as counted:
+    with _cut_at(model.get_submodule(name)), _counted(model.get_submodule(block)) as counted:
         try:
-            same = alike((logits, []), (model(**inputs).logits, []))
-        except _CANNOT:  # the parts don't fit together
+            same = alike([logits], [model(**inputs).logits])
+        except CANNOT:  # the parts don't fit together
             return math.inf
     return counted[0] if same else math.inf
 
@@ -103,7 +103,7 @@ def _work(model: nn.Module, name: str, block: str, inputs: Inputs, logits: torch
 def _proven(model: nn.Module, name: str, inputs: Inputs) -> bool:
     """Whether logits and gradients stay with that module's inputs cut."""
     whole = _outcome(model, inputs)
-    with _hooked(model.get_submodule(name)):
+    with _cut_at(model.get_submodule(name)):
         return alike(whole, _outcome(model, inputs))
 
 
@@ -119,12 +119,8 @@ def _counted(block: nn.Module) -> Iterator[list[float]]:
         if isinstance(weight, torch.Tensor) and weight.ndim == 2:
             counted[0] += weight.numel() * output.numel() / output.shape[-1]
 
-    handles = [module.register_forward_hook(note) for module in block.modules()]
-    try:
+    with hooked(list(block.modules()), note):
         yield counted
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _entered(model: nn.Module, block: str, inputs: Inputs) -> list[str]:
@@ -158,31 +154,27 @@ def _states(arguments: tuple[Any, ...], named: dict[str, Any]) -> Iterator[torch
 
 
 def _outcome(model: nn.Module, inputs: Inputs) -> Outcome:
-    """Logits, and gradients of a weighted sum of them in which no two terms can cancel out unseen."""
+    """Logits, weighted so that no two terms of their sum can cancel out unseen, and that sum's gradients."""
     import torch
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.enable_grad():
-        logits = model(**inputs).logits
-        weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
-        gradients = torch.autograd.grad((logits.float() * weights).sum(), trained, allow_unused=True)
-    return logits.detach(), list(gradients)
+    def weighted(given: Inputs) -> torch.Tensor:
+        logits: torch.Tensor = model(**given).logits.float()
+        return logits * torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
+
+    return outcome(model, weighted, inputs)
 
 
 def alike(one: Outcome, other: Outcome) -> bool:
     """Whether two outcomes are the same but for rounding."""
-    if one[0].shape != other[0].shape:
-        return False
-    present = [gradient for gradient in one[1] if gradient is not None]
+    present = [gradient for gradient in one[1:] if gradient is not None]
     noise = NOISE * max((float(gradient.abs().max()) for gradient in present), default=0.0)
-    pairs = [(one[0], other[0]), *zip(one[1], other[1], strict=True)]
-    return all(_close(a, b, noise) for a, b in pairs)
+    return all(_close(a, b, noise) for a, b in zip(one, other, strict=True))
 
 
 def _close(one: torch.Tensor | None, other: torch.Tensor | None, noise: float) -> bool:
     if one is None or other is None:
         return one is other
-    return bool((one - other).abs().max() <= CLOSE * one.abs().max() + noise)
+    return one.shape == other.shape and bool((one - other).abs().max() <= CLOSE * one.abs().max() + noise)
 
 
 # ---------------------------------------------------------------- hooks
@@ -207,7 +199,7 @@ def _hook(module: nn.Module, when: Callable[[nn.Module], bool]) -> Any:
 
 
 @contextmanager
-def _hooked(module: nn.Module) -> Iterator[None]:
+def _cut_at(module: nn.Module) -> Iterator[None]:
     """In any mode, for as long as the context lasts."""
     handle = _hook(module, lambda _: True)
     try:

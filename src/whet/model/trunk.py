@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Context = Callable[[], contextlib.AbstractContextManager[None]]
 
 log = logging.getLogger("whet.model")
-_CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 """What a model may raise when it is run on states that it can't start from."""
 
 
@@ -353,13 +353,13 @@ def is_faithful(
         states = restricted(states_at(model, cut, inputs, autocast), cut, inputs)
         for training, output in ((True, loss), (False, logits)):
             model.train(training)
-            plain = _outcome(model, output, inputs)
+            plain = outcome(model, output, inputs)
             with started_above(model, cut):
-                above = _outcome(model, output, given(cut, inputs, states))
+                above = outcome(model, output, given(cut, inputs, states))
             if not _alike(plain, above, exact):
                 log.debug("%s: another outcome (training %s)", cut, training)
                 return False
-    except _CANNOT as error:
+    except CANNOT as error:
         log.debug("%s: %s", cut, error)
         return False
     finally:
@@ -395,7 +395,7 @@ def given(cut: Cut, inputs: Inputs, states: torch.Tensor) -> Inputs:
     return {name: tensor[rows, places][:, None] for name, tensor in whole.items()}
 
 
-def _outcome(
+def outcome(
     model: nn.Module, output: Callable[[Inputs], torch.Tensor], inputs: Inputs
 ) -> list[torch.Tensor | None]:
     """The output and its gradients, the random numbers being those of seed 0."""
