@@ -9,8 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import contextlib
+import gc
 import logging
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +119,19 @@ QUICK = [
 def quick() -> list[str]:
     """Overrides for a run of about a second."""
     return list(QUICK)
+
+
+_modules_seen = 0
+
+
+@pytest.fixture(autouse=True)
+def _modules_are_no_garbage() -> None:
+    """Every run collects garbage first: a third of a second, were torch's and transformers' objects looked through."""
+    global _modules_seen
+    if len(sys.modules) > _modules_seen + 50:
+        _modules_seen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

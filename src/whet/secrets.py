@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ _NAMED = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
     """Whether a config key or environment variable of this name holds a secret."""
     return bool(_KEY.search(key))

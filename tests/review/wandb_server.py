@@ -57,7 +57,7 @@ class Server(ThreadingHTTPServer):
         self.refused: set[str] = set()
         """Runs that may not be written."""
         self.take_lines: int | None = None
-        """So many history lines are taken, and no answer comes."""
+        """When a run has so many history lines, no more are taken and no answer comes."""
         self.hanging = threading.Event()
 
     @property
@@ -153,18 +153,22 @@ class Server(ThreadingHTTPServer):
         with self.lock:
             run = self.runs[name]
             history = told.get("files", {}).get("wandb-history.jsonl")
+            full = False
             if history:
-                start, new = history["offset"], history["content"][: self.take_lines]
+                start, new = history["offset"], history["content"]
+                if self.take_lines is not None:
+                    new = new[: max(self.take_lines - start, 0)]
                 run.lines[start : start + len(new)] = new
                 run.written += len(new)
-            if self.take_lines is not None:
+                full = len(run.lines) == self.take_lines
+            if full:
                 told = {}
             summary = told.get("files", {}).get("wandb-summary.json")
             if summary:
                 run.summary = json.loads(summary["content"][-1])
             if told.get("complete"):
                 run.exit_code = told["exitcode"]
-        if history and self.take_lines is not None:
+        if full:
             self.hanging.set()
             threading.Event().wait(600)
 
