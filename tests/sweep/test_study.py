@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-from optuna.trial import TrialState
 from tests.sweep.test_peers import at_once, ended, start
 
 from whet.errors import ConfigError
@@ -126,19 +125,27 @@ def test_peers_that_start_at_once_share_one_budget(kind, tmp_path):
 
 
 def test_trials_of_killed_peers_are_taken_over(tmp_path):
-    peers = working(tmp_path, "sqlite", 3, 1.0, total=8)
-    study = opened(tmp_path, total=8)
-    for peer in peers[:2]:
-        while not any(
-            trial.state == TrialState.RUNNING and trial.user_attrs.get(PEER, {}).get("pid") == peer.pid
-            for trial in study.trials()
-        ):
-            time.sleep(0.01)
-        os.kill(peer.pid, signal.SIGKILL)
-    assert [code for code, _ in ended(peers)] == [-9, -9, 0]
+    """One peer died before the living one came, one dies while that works; both were in the middle of a trial."""
+    first, second = victims = working(tmp_path, "sqlite", 2, 600.0, total=6)
+    study = opened(tmp_path, total=6)
+    while {trial.user_attrs.get(PEER, {}).get("pid") for trial in study.trials()} != {
+        None,
+        first.pid,
+        second.pid,
+    }:
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(timeout=60)
+    living = start(study.address.url, tmp_path, 6, 0.0, 2)
+    while states(study).count("COMPLETE") < 5:
+        time.sleep(0.01)
+    assert states(study).count("RUNNING") == 1
+    os.kill(second.pid, signal.SIGKILL)
+    assert [code for code, _ in ended([*victims, living])] == [-9, -9, 0]
     trials = study.trials()
-    assert states(study) == ["COMPLETE"] * 8
-    assert sum(trial.user_attrs[PEER]["attempt"] == 2 for trial in trials) >= 1
+    assert states(study) == ["COMPLETE"] * 6
+    assert [trial.user_attrs[PEER]["attempt"] for trial in trials] == [2, 2, 1, 1, 1, 1]
+    assert {trial.user_attrs[PEER]["pid"] for trial in trials} == {living.pid}
     assert all(trial.params for trial in trials)
 
 
