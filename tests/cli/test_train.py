@@ -364,7 +364,7 @@ def test_interrupt_is_recorded(workplace, quick):
     more = ["engine.duration=5000ep", "name=long", "engine.patience=null"]
     process = forked.start("-m", "whet", "train", *quick, *more)
     record = workplace / "outputs" / "runs" / "long" / "run.json"
-    for _ in range(300):
+    for _ in range(1200):
         if (workplace / "outputs" / "runs" / "long" / "checkpoints").is_dir():
             break
         time.sleep(0.1)

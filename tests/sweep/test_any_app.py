@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from omegaconf import OmegaConf
 from tests import forked
@@ -20,7 +21,11 @@ from hydra.core.hydra_config import HydraConfig
 def sphere(cfg):
     with Path("calls.txt").open("a") as file:
         file.write(f"{HydraConfig.get().job.num} {cfg.x} {cfg.y} {os.getpid()} {os.environ.get('OMP_NUM_THREADS')}\\n")
-    time.sleep(cfg.get("seconds", 0))
+    end = time.monotonic() + 60
+    while len({line.split()[3] for line in Path("calls.txt").open()}) < cfg.get("peers", 1) and time.monotonic() < end:
+        time.sleep(0.01)
+    if cfg.get("hang", -1) == HydraConfig.get().job.num:
+        time.sleep(600)
     if cfg.get("error", False) or cfg.x in cfg.get("bad", []):
         raise RuntimeError(f"cfg.error is True")
     if cfg.get("crash", -1) == cfg.y:
@@ -224,7 +229,7 @@ def test_a_rate_of_failures_may_end_it(app):
 
 
 def test_peers_work_at_the_same_time(app):
-    run("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=6", "+seconds=0.3", "x=interval(-5.0,5.0)")
+    run("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=6", "+peers=2", "x=interval(-5.0,5.0)")
     assert len(trials()) == 6
     assert len({pid for *_, pid, _ in calls()}) == 2
     assert {threads for *_, threads in calls()} <= {"1"}, "the cores are divided"
@@ -241,7 +246,7 @@ def test_peers_through_any_launcher(launcher, app):
         f"hydra/launcher={launcher}",
         "hydra.sweeper.n_jobs=2",
         "hydra.sweeper.n_trials=4",
-        "+seconds=0.5",
+        "+peers=2",
         "x=interval(-5.0,5.0)",
     )
     assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 4
@@ -261,7 +266,7 @@ def test_killed_and_started_again(app):
         "app.py",
         "-m",
         "hydra.sweep.dir=sweep",
-        "+seconds=0.4",
+        "+hang=1",
         "x=interval(-5.0,5.0)",
         "hydra.sweeper.n_trials=4",
     )
@@ -269,10 +274,30 @@ def test_killed_and_started_again(app):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    run("+seconds=0", "x=interval(-5.0,5.0)", "hydra.sweeper.n_trials=4")
+    run("+hang=-1", "x=interval(-5.0,5.0)", "hydra.sweeper.n_trials=4")
     assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 4
     again = [x for number, x, *_ in calls() if number == "1"]
     assert len(again) == 2 and len(set(again)) == 1, "the killed trial comes again with its parameters"
+
+
+def test_a_trial_in_a_process_of_its_own_does_not_outlive_its_peer(app):
+    """Whoever takes it over has its folder alone."""
+    peer = forked.start(
+        "app.py",
+        "-m",
+        "hydra.sweep.dir=sweep",
+        "hydra.sweeper.isolate=true",
+        "hydra.sweeper.n_trials=1",
+        "+hang=0",
+    )
+    while not Path("calls.txt").is_file() or not calls():
+        time.sleep(0.05)
+    trial = psutil.Process(int(calls()[0][3]))
+    assert trial.is_running() and trial.pid != peer.pid
+    peer.send_signal(signal.SIGKILL)
+    peer.wait()
+    psutil.wait_procs([trial], timeout=60)
+    assert not trial.is_running() or trial.status() == psutil.STATUS_ZOMBIE
 
 
 def test_known_points_come_first(app):

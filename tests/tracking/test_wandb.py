@@ -447,7 +447,7 @@ assert not heavy, heavy
 if "hang" in sys.argv:
     import wandb
     wandb.init = lambda **given: time.sleep(600)
-sink = Wandb(mode=sys.argv[2], patience=1.5)
+sink = Wandb(mode=sys.argv[2], patience=30.0 if "wait" in sys.argv else 1.5)
 sink.start(RunInfo(Path(sys.argv[1]), "run", {}))
 sink.log({"train/loss": 1.0}, 1)
 if "wait" in sys.argv:

@@ -1,7 +1,7 @@
 """Peers and trials in processes of their own, whatever app they belong to.
 
 What a process is to do goes to it as a file (cloudpickle, as submitit and joblib do it), so does what came
-out. `python -m whet.sweep.process IN OUT` is its command.
+out. `python -m whet.sweep.process IN OUT` is its command; with `bound` after it, it doesn't outlive who asked.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class Child:
     def wait(self) -> Ended:
         """How it ended."""
         code = self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         if not self.out.is_file():
             return Ended("failed", told=f"its process ended {_how(code)}", exit_code=code)
         import cloudpickle
@@ -81,13 +84,16 @@ def _how(code: int) -> str:
     return f"by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def start(work: Callable[[], Any], folder: Path, environment: dict[str, str] | None = None) -> Child:
+def start(
+    work: Callable[[], Any], folder: Path, environment: dict[str, str] | None = None, bound: bool = False
+) -> Child:
     """Call `work` in a new process.
 
     Args:
         work: any callable that cloudpickle takes.
         folder: for the two files.
         environment: on top of this process's.
+        bound: it is killed when this process is gone, however that came; it reads nothing then.
     """
     import cloudpickle
     from hydra.core.singleton import Singleton
@@ -96,8 +102,9 @@ def start(work: Callable[[], Any], folder: Path, environment: dict[str, str] | N
     with os.fdopen(handle, "wb") as file:
         cloudpickle.dump((Singleton.get_state(), work), file)
     out = Path(name).with_suffix(".out")
-    command = [sys.executable, "-m", "whet.sweep.process", name, str(out)]
-    return Child(subprocess.Popen(command, env={**os.environ, **(environment or {})}), out)
+    command = [sys.executable, "-m", "whet.sweep.process", name, str(out), *["bound"] * bound]
+    stdin = subprocess.PIPE if bound else None
+    return Child(subprocess.Popen(command, stdin=stdin, env={**os.environ, **(environment or {})}), out)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -106,7 +113,9 @@ def main(arguments: Sequence[str]) -> int:
     from hydra.core.singleton import Singleton
     from hydra.core.utils import setup_globals
 
-    source, out = map(Path, arguments)
+    source, out = map(Path, arguments[:2])
+    if "bound" in arguments[2:]:
+        threading.Thread(target=_end_with_the_other, daemon=True).start()
     setup_globals()
     state, work = cloudpickle.loads(source.read_bytes())
     source.unlink()
@@ -116,6 +125,13 @@ def main(arguments: Sequence[str]) -> int:
     aside.write_bytes(cloudpickle.dumps(ended))
     aside.replace(out)
     return ended.exit_code
+
+
+def _end_with_the_other() -> None:
+    """Nothing is ever written into this pipe: reading ends when its other end is gone, and who held it."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ending(work: Callable[[], Any]) -> Ended:
@@ -206,7 +222,7 @@ def call_apart(peer: Peer, config: DictConfig, found: Current) -> Any:
     trial, facts = found.trial, asdict_of(found)
     errand = Errand(peer, config, trial.number, facts)
     with tempfile.TemporaryDirectory(prefix="whet-trial-") as name:
-        child = start(errand, Path(name))
+        child = start(errand, Path(name), bound=True)  # a dead peer's trial is another's: nobody else may write it
         with _passing_on([child]):
             ended = child.wait()
     if ended.kind == "done":
