@@ -235,10 +235,14 @@ def test_a_signal_leaves_the_trial_for_the_next_command(workplace, quick):
 def test_conditional_ranges(workplace, quick):
     """A method's ranges are proposed only where it is chosen."""
     more = ["hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=5", "sweep.test=false",
-            "hydra.sweeper.params.peft='choice(lora,bitfit)'"]  # fmt: skip
+            "hydra.sweeper.params.peft='choice(lora,bitfit)'",
+            "sweep.enqueue=[{peft: bitfit, optimizer.lr: 3e-3}, {peft: lora, peft.r: 8}]"]  # fmt: skip
     assert main(["train", "-m", "sweep=peft_method", *quick, "tracking=local", *more]) == 0
     seen = set()
-    for trial in study(folder(workplace)).trials:
+    trials = study(folder(workplace)).trials
+    assert trials[0].params == {"peft": "bitfit", "bitfit:optimizer.lr": 3e-3}
+    assert trials[1].params["lora:peft.r"] == 8
+    for trial in trials:
         method = trial.params["peft"]
         seen.add(method)
         expected = {
@@ -313,6 +317,8 @@ def test_several_objectives(workplace, quick):
             ["sweep=optuna", "optimizer.lr=interval(0.1,0.2)", "sweep.enqueue=[{optimizer.l: 1}]"],
             "did you mean optimizer.lr?",
         ),
+        (["sweep=peft_method", "sweep.enqueue=[{peft: lora, peft.rr: 8}]"], "did you mean peft.r?"),
+        (["sweep=peft_method", "sweep.enqueue=[{peft: lora, peft.r: 7}]"], "peft.r=7"),
         (["sweep=mine"], "optimizer.lrr"),
     ],
 )

@@ -1,7 +1,8 @@
 """Peers and trials in processes of their own, whatever app they belong to.
 
 What a process is to do goes to it as a file (cloudpickle, as submitit and joblib do it), so does what came
-out. `python -m whet.sweep.process IN OUT` is its command; with `bound` after it, it doesn't outlive who asked.
+out. `python -m whet.sweep.process IN OUT` is its command; with `bound` after it, it doesn't outlive the one
+that asked.
 """
 
 from __future__ import annotations
@@ -222,7 +223,9 @@ def call_apart(peer: Peer, config: DictConfig, found: Current) -> Any:
     trial, facts = found.trial, asdict_of(found)
     errand = Errand(peer, config, trial.number, facts)
     with tempfile.TemporaryDirectory(prefix="whet-trial-") as name:
-        child = start(errand, Path(name), bound=True)  # a dead peer's trial is another's: nobody else may write it
+        child = start(
+            errand, Path(name), bound=True
+        )  # a dead peer's trial is another's: nobody else may write it
         with _passing_on([child]):
             ended = child.wait()
     if ended.kind == "done":

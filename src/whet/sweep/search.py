@@ -20,7 +20,7 @@ from whet.sweep.app import app_of
 from whet.sweep.peer import FailuresError, Peer, Search, conditional_space
 from whet.sweep.process import run_peers
 from whet.sweep.results import Progress, write_results
-from whet.sweep.space import Space, as_text, axis, grid, overrides_of, read_space
+from whet.sweep.space import Space, as_text, axis, grid, key_of, overrides_of, read_space
 from whet.sweep.storage import absolute_url, default_url
 from whet.sweep.study import Address, Budgeted
 
@@ -140,15 +140,29 @@ class Sweeping:
     def _points(self, space: Space) -> list[dict[str, Any]]:
         """The experiment's own values, then those that were asked for."""
         points = [self._own(space)] if self.settings.start and space.searched else []
-        for point in self.settings.enqueue:
-            unknown = sorted(set(point) - set(space.searched))
-            if unknown and not self.settings.conditional:
-                from whet.errors import nearest
+        return points + [self._known(space, point) for point in self.settings.enqueue]
 
-                problem = f"isn't searched; {nearest(unknown[0], space.searched)}"
-                raise ConfigError("sweep.enqueue", problem, unknown[0])
-            points.append({key: _fit(space.searched.get(key), value) for key, value in point.items()})
-        return points
+    def _known(self, space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
+        """A point that was asked for, with what its choices bring by full names (`lora:optimizer.lr`).
+
+        Raises:
+            ConfigError: one of its keys isn't searched, or its value isn't one of the choices.
+        """
+        from whet.errors import nearest
+
+        chosen = {key: value for key, value in point.items() if key in space.searched}
+        config = self._compose([*space.fixed, *overrides_of(chosen)])
+        known = {**conditional_space(config, self.settings.conditional), **space.searched}
+        names = {key_of(name): name for name in known} | {name: name for name in known}
+        found = {}
+        for key, value in point.items():
+            if key not in names:
+                raise ConfigError("sweep.enqueue", f"isn't searched; {nearest(key, names)}", key)
+            found[names[key]] = fit = _fit(known[names[key]], value)
+            if fit is None:
+                problem = f"{as_text(value)} isn't among what {key} is searched in"
+                raise ConfigError("sweep.enqueue", problem, f"{key}={as_text(value)}")
+        return found
 
     def _own(self, space: Space) -> dict[str, Any]:
         """What the config says of the parameters that are searched, where that lies in their ranges."""
