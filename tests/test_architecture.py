@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "whet"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    {"errors", "secrets", "types", "randomness", "ranks", "storage"},
+    {"errors", "pending", "secrets", "types", "randomness", "ranks", "storage"},
     {"config"},
     {"paths"},
     {

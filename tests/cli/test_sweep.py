@@ -232,6 +232,23 @@ def test_a_signal_leaves_the_trial_for_the_next_command(workplace, quick):
     assert "2 trials are left" in process.err
 
 
+def test_a_signal_that_comes_while_a_trial_is_pruned_ends_the_sweep(workplace, quick, monkeypatch):
+    """The trial has come to its end and is told as pruned; no other begins."""
+
+    def pruned(trial):
+        signal.raise_signal(signal.SIGTERM)
+        return True
+
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", pruned)
+    command = [LR, "hydra.sweeper.n_trials=3", "engine.evaluate_every=1st", "sweep.test=false"]
+    assert sweep(quick, *command) == 143
+    place = folder(workplace)
+    assert [trial.state.name for trial in study(place).trials] == ["PRUNED", "WAITING", "WAITING"]
+    monkeypatch.undo()
+    assert sweep(quick, *command) == 0
+    assert [trial.state.name for trial in study(place).trials] == ["PRUNED", "COMPLETE", "COMPLETE"]
+
+
 def test_conditional_ranges(workplace, quick):
     """A method's ranges are proposed only where it is chosen."""
     more = ["hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=5", "sweep.test=false",

@@ -16,6 +16,7 @@ from whet.cli.main import main
 from whet.engine.checkpoint import Checkpoints
 from whet.engine.continuing import is_alive, is_requeued, scheduler_job
 from whet.engine.step import Stepper
+from whet.errors import WhetError
 from whet.tracking.jsonl import read_metrics
 
 TIMING = ("time", "train/tokens_per_second")
@@ -281,6 +282,17 @@ def test_a_signal_ends_the_whole_multirun(workplace, keys, at_update, capsys):
     assert multiruns(workplace) == [place]
     assert [record_of(place / job)["status"] for job in jobs(place)] == ["finished"] * 2
     assert len(record_of(place / "0000")["resumed"]) == 1
+
+
+def test_a_signal_in_a_job_that_fails_ends_the_whole_multirun(workplace, keys, at_update):
+    def deed():
+        signal.raise_signal(signal.SIGTERM)
+        raise WhetError("nothing left to do it with")
+
+    at_update("0000", 4, deed)
+    assert train("-m", *keys, "seed=1,2") == 143
+    (place,) = multiruns(workplace)
+    assert (jobs(place), record_of(place / "0000")["status"]) == (["0000"], "failed")
 
 
 def test_a_multirun_goes_on_only_with_its_own_unfinished_one(workplace, keys, at_update):

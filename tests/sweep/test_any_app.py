@@ -300,6 +300,23 @@ def test_a_trial_in_a_process_of_its_own_does_not_outlive_its_peer(app):
     assert not trial.is_running() or trial.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_signal_ends_a_sweep_whose_trials_have_processes_of_their_own(app):
+    """The trial dies of it, having no handler; it isn't counted as failed, and waits."""
+    peer = forked.start(
+        "app.py",
+        "-m",
+        "hydra.sweep.dir=sweep",
+        "hydra.sweeper.isolate=true",
+        "hydra.sweeper.n_trials=2",
+        "+hang=0",
+    )
+    while not Path("calls.txt").is_file() or not calls():
+        time.sleep(0.05)
+    peer.send_signal(signal.SIGTERM)
+    assert peer.wait(60) != 0
+    assert [trial.state.name for trial in trials()] == ["WAITING", "WAITING"]
+
+
 def test_known_points_come_first(app):
     run(
         "hydra.sweeper.start=true",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from whet.config import conf_dir
+from whet.pending import forget
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,6 +34,7 @@ def launch(command: str, function: Callable[[DictConfig], Any], arguments: list[
 
         print(command_help(command, arguments))
         return []
+    forget()
     kept = _Kept(function)
     told = [normal(item) for item in arguments]
     if not has_debug(command):  # there it only asks for tracebacks, which whet.cli.main has seen

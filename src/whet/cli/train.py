@@ -47,12 +47,19 @@ def run(composed: DictConfig) -> Any:
     from whet.cli.multirun import end_multirun
     from whet.engine.continuing import STARTING, recorded
     from whet.engine.signals import hand_on
+    from whet.pending import see_unanswered
 
     listen()
     world, job = current(), _job()
     config = world.told(lambda: to_plain(composed))
     if (trial := current_trial()) is not None:
         return _run_trial(config, trial, world)
+    try:
+        see_unanswered()
+    except Interrupted as error:
+        hand_on(error.exit_code - 128)
+        end_multirun(error)
+        raise
     earlier, status = world.told(lambda: _earlier(config, job))
     if earlier is not None and status == "finished":
         outcome = recorded(earlier)

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from whet.errors import Interrupted
+from whet.pending import remember
+
 log = logging.getLogger("whet.engine")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PREEMPTION = (signal.SIGUSR1, signal.SIGUSR2)
@@ -39,17 +42,26 @@ class StopRequest:
 
         In a job of submitit its preemption signal counts too (see `hand_on`), and SIGTERM doesn't end the
         run: Slurm sends it to what it will kill or requeue by itself, and submitit lets it pass.
+
+        A run that ends by itself first (complete, pruned, failed) leaves the signal to who would start the
+        next one: see whet.pending.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         wanted = [*SIGNALS, *(number for number in PREEMPTION if is_submitits(number))]
         before = {number: signal.signal(number, self._answer(number)) for number in wanted}
+        answered = False
         try:
             yield
+        except (Interrupted, KeyboardInterrupt):
+            answered = True
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if self and not answered:
+                remember(self.number)
 
     def _answer(self, number: int) -> Any:
         return self._pass if number == signal.SIGTERM and is_submitits(number) else self._note

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import ConfigError, Interrupted, WhetError, one_line
+from whet.pending import see_unanswered
 from whet.secrets import mask_text
 from whet.sweep.app import app_of
 from whet.sweep.current import Current, working_on
@@ -151,7 +152,20 @@ class Peer:
             self._try(study, trial)
             if after is not None:
                 after()
+            self._see_signals()
             self._see_failures(study)
+
+    def _see_signals(self) -> None:
+        """Stop if a signal came when the trial at hand was about to end by itself."""
+        try:
+            see_unanswered()
+        except Interrupted as error:
+            self._stopped(error)
+            raise
+
+    def _stopped(self, error: Interrupted) -> None:
+        if (app := app_of(self.task)) is not None:
+            app.stopped(error)
 
     def _try(self, study: Budgeted, trial: Trial) -> None:
         """One trial, whatever happens in it."""
@@ -172,8 +186,7 @@ class Peer:
             trial.study.tell(trial, state=TrialState.PRUNED)
         except Interrupted as error:
             study.give_back(trial.number)
-            if (app := app_of(self.task)) is not None:
-                app.stopped(error)
+            self._stopped(error)
             raise
         except Exception as error:  # noqa: BLE001  a trial that fails, in whatever way, doesn't end the others
             self._fail(found, error, started)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import Interrupted, WhetError, one_line
+from whet.pending import remember
 from whet.ranks import cores
 
 if TYPE_CHECKING:
@@ -194,20 +195,23 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def _passing_on(children: Sequence[Child]) -> Iterator[None]:
-    """Hand SIGTERM on to the peers; a terminal sends Ctrl-C to all of them by itself."""
+def _passing_on(children: Sequence[Child]) -> Iterator[list[int]]:
+    """Hand SIGTERM on to the children; a terminal sends Ctrl-C to all of them by itself.
+
+    Gives the signals that have come; the work ends with what the children are at (whet.pending).
+    """
+    come: list[int] = []
 
     def hand_on(number: int, _: Any) -> None:
-        for child in children:
+        come.append(number)
+        remember(number)
+        for child in children if number == signal.SIGTERM else ():
             with contextlib.suppress(ProcessLookupError):
                 child.process.send_signal(number)
 
-    before = {
-        number: signal.signal(number, action)
-        for number, action in ((signal.SIGTERM, hand_on), (signal.SIGINT, signal.SIG_IGN))
-    }
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield come
     finally:
         for number, action in before.items():
             signal.signal(number, action)
@@ -226,8 +230,10 @@ def call_apart(peer: Peer, config: DictConfig, found: Current) -> Any:
         child = start(
             errand, Path(name), bound=True
         )  # a dead peer's trial is another's: nobody else may write it
-        with _passing_on([child]):
+        with _passing_on([child]) as signals:
             ended = child.wait()
+    if signals and ended.exit_code < 0:  # it hadn't come so far that it could answer
+        raise Interrupted(signals[0], "stopped before it began")
     if ended.kind == "done":
         found.facts.update(ended.value.facts)
         return ended.value.returned
