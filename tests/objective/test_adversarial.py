@@ -231,11 +231,11 @@ def test_free_keeps_perturbations_between_replays_and_not_between_updates():
 @pytest.mark.parametrize("changed", [
     (FGM(), {"epsilon": 0.2}), (FGM(), {"weight": 2.0}),
     (FGSM(), {"epsilon": 0.2}), (FGSM(), {"alpha": 0.9}),
-    (PGD(), {"steps": 1}), (PGD(), {"alpha": 0.05}), (PGD(), {"epsilon": 0.1}), (PGD(), {"norm": "linf"}),
+    (PGD(), {"steps": 1}), (PGD(), {"alpha": 0.01}), (PGD(), {"epsilon": 0.3}), (PGD(), {"norm": "linf"}),
     (PGD(), {"weight": 2.0}),
     (FreeLB(), {"steps": 2}), (FreeLB(), {"step_size": 0.4}), (FreeLB(), {"init": 0.6}),
     (FreeLB(), {"epsilon": 0.05}), (FreeLB(), {"norm": "linf"}),
-    (Free(), {"replays": 2}), (Free(), {"step_size": 0.1}), (Free(), {"epsilon": 0.1}), (Free(), {"init": 2.0}),
+    (Free(), {"replays": 2}), (Free(), {"step_size": 0.1}), (Free(), {"epsilon": 0.05}), (Free(), {"init": 2.0}),
     (Free(), {"norm": "linf"}),
     (Noise(), {"alpha": 1.0}),
 ], ids=str)  # fmt: skip

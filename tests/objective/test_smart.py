@@ -110,7 +110,7 @@ def test_parts_of_tensors_are_refused():
 
 
 @pytest.mark.parametrize("settings", [
-    {"smoothness": 9.0}, {"proximal": 90.0}, {"epsilon": 0.005}, {"step_size": 0.001}, {"steps": 3}, {"init": 0.005},
+    {"smoothness": 9.0}, {"proximal": 90.0}, {"epsilon": 0.005}, {"step_size": 0.0003}, {"steps": 3}, {"init": 0.005},
     {"momentum": 0.0},
 ], ids=str)  # fmt: skip
 def test_every_setting_changes_the_weights(settings):

@@ -24,8 +24,8 @@ class FGM(Perturbed):
     Miyato et al., 2017, Adversarial Training Methods for Semi-Supervised Text Classification.
     """
 
-    epsilon: NonNegativeFloat = 1.0
-    """L2 norm of the perturbation of a text."""
+    epsilon: NonNegativeFloat = 0.1
+    """L2 norm of the perturbation of a text (a word's vector has about 1: BERT, MiniLM)."""
     weight: NonNegativeFloat = 1.0
     """Of the adversarial loss beside the plain one."""
 

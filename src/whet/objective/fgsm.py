@@ -24,7 +24,7 @@ class FGSM(Perturbed):
     Goodfellow et al., 2015, Explaining and Harnessing Adversarial Examples.
     """
 
-    epsilon: NonNegativeFloat = 0.01
+    epsilon: NonNegativeFloat = 0.001
     """How far each number of an embedding moves."""
     alpha: PositiveFraction = 0.5
     """Share of the plain loss."""

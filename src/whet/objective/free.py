@@ -31,9 +31,9 @@ class Free(Perturbed):
 
     replays: PositiveInt = 3
     """m, the times an update's rows are used."""
-    step_size: NonNegativeFloat = 0.3
+    step_size: NonNegativeFloat = 0.05
     """Length of each step of the perturbation."""
-    epsilon: NonNegativeFloat = 1.0
+    epsilon: NonNegativeFloat = 0.1
     """Largest size of the perturbation of a text."""
     init: NonNegativeFloat = 0.0
     """Size of the first perturbation."""

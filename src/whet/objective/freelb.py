@@ -35,9 +35,9 @@ class FreeLB(Perturbed):
 
     steps: PositiveInt = 3
     """K, the passes of an update."""
-    step_size: NonNegativeFloat = 0.1
+    step_size: NonNegativeFloat = 0.05
     """Length of each step."""
-    epsilon: NonNegativeFloat = 0.6
+    epsilon: NonNegativeFloat = 0.1
     """Largest size of the perturbation of a text."""
     init: NonNegativeFloat = 0.1
     """Size of the first perturbation (its L2 norm is about 0.6 of it)."""

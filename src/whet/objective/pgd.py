@@ -27,9 +27,9 @@ class PGD(Perturbed):
 
     steps: PositiveInt = 3
     """K."""
-    alpha: NonNegativeFloat = 0.3
+    alpha: NonNegativeFloat = 0.05
     """Length of each step."""
-    epsilon: NonNegativeFloat = 1.0
+    epsilon: NonNegativeFloat = 0.1
     """Largest size of the perturbation of a text."""
     norm: Norm = "l2"
     """What size means: l2 over a whole text, or linf, its largest number (steps along the signs of g)."""

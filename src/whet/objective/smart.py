@@ -38,9 +38,9 @@ class SMART(Perturbed):
     """Weight of the smoothness term."""
     proximal: NonNegativeFloat = 1.0
     """Weight of the distance to the running mean; 0 keeps none."""
-    epsilon: NonNegativeFloat = 0.01
+    epsilon: NonNegativeFloat = 0.001
     """How far a number of an embedding may move (1e-5 in the paper is less than 16-bit numbers can tell)."""
-    step_size: NonNegativeFloat = 0.01
+    step_size: NonNegativeFloat = 0.001
     """Length of a step."""
     steps: PositiveInt = 1
     """Of ascent."""

@@ -32,7 +32,7 @@ class VAT(Perturbed):
 
     alpha: NonNegativeFloat = 1.0
     """Weight of the divergence."""
-    epsilon: NonNegativeFloat = 1.0
+    epsilon: NonNegativeFloat = 0.1
     """L2 norm of the perturbation of a text."""
     xi: PositiveFloat = 0.1
     """Length of the trial steps; too small for 16-bit numbers below about 0.01."""
