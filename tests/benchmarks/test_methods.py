@@ -68,12 +68,22 @@ def test_the_page_says_what_the_figures_say(small):
     half = stats.t.ppf(0.975, 2) * statistics.stdev(differences) / math.sqrt(3)
     text = methods.PAGE.read_text()
     assert (
-        f"| `bitfit` | 3 | {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} | 1.00% | 0.50 | 0.80 |"
+        f"| `bitfit` | 3 | 74.40 % | {mean:+.2f} | {mean - half:+.2f} to {mean + half:+.2f} | 1.00% | 0.50 | 0.80 |"
         in text
     )
-    assert "Plain: 72.00 % (mean of 3 seeds)." in text and "Helped: `bitfit`." in text
+    assert "| `plain` | 3 | 72.00 % |  |  | 100.00% | 1.00 | 1.00 |" in text and "Helped: `bitfit`." in text
     assert json.loads(methods.RESULTS.read_text())["mine few"]["bitfit"]["1"] == figures["bitfit", 1]
     for path in (methods.OUT / "figures").iterdir():
         path.unlink()
     assert methods.gathered()["mine few"]["bitfit"][3] == figures["bitfit", 3], "what was published stays"
     assert methods.train("mine", "few", "bitfit", 2) == figures["bitfit", 2], "and isn't run again"
+
+
+def test_the_readme_tells_rows_of_the_page():
+    """Its table of trade-offs."""
+    root = Path(__file__).parents[2]
+    head = "| method | seeds | accuracy |"
+    _, table = (root / "README.md").read_text(encoding="utf-8").split(head)
+    rows = [line for line in table.partition("\n\n")[0].splitlines() if line.startswith("| `")]
+    page = (root / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) >= 4 and set(rows) <= set(page)
