@@ -44,9 +44,7 @@ def run(composed: DictConfig) -> Any:
         The outcome (None where another process has it); in a multirun only the validation metric, which
         sweepers read.
     """
-    from whet.cli.multirun import end_multirun
     from whet.engine.continuing import STARTING, recorded
-    from whet.engine.signals import hand_on
     from whet.pending import see_unanswered
 
     listen()
@@ -57,8 +55,7 @@ def run(composed: DictConfig) -> Any:
     try:
         see_unanswered()
     except Interrupted as error:
-        hand_on(error.exit_code - 128)
-        end_multirun(error)
+        _stopped(error)
         raise
     earlier, status = world.told(lambda: _earlier(config, job))
     if earlier is not None and status == "finished":
@@ -74,10 +71,18 @@ def run(composed: DictConfig) -> Any:
         if job is not None and folder is not None:
             _record_failure(folder, config, error)
         if isinstance(error, Interrupted):
-            hand_on(error.exit_code - 128)
-            end_multirun(error)
+            _stopped(error)
         raise
     return done if job is None or done is None else done.primary
+
+
+def _stopped(error: Interrupted) -> None:
+    """A signal ends this job: submitit may answer it, and no other job of the multirun begins."""
+    from whet.cli.multirun import end_multirun
+    from whet.engine.signals import hand_on
+
+    hand_on(error.exit_code - 128)
+    end_multirun(error)
 
 
 def _run_trial(config: Node, trial: Current, world: World) -> float | list[float]:

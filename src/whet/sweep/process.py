@@ -227,9 +227,7 @@ def call_apart(peer: Peer, config: DictConfig, found: Current) -> Any:
     trial, facts = found.trial, asdict_of(found)
     errand = Errand(peer, config, trial.number, facts)
     with tempfile.TemporaryDirectory(prefix="whet-trial-") as name:
-        child = start(
-            errand, Path(name), bound=True
-        )  # a dead peer's trial is another's: nobody else may write it
+        child = start(errand, Path(name), bound=True)  # a dead peer's trial is another peer's
         with _passing_on([child]) as signals:
             ended = child.wait()
     if signals and ended.exit_code < 0:  # it hadn't come so far that it could answer
