@@ -11,6 +11,8 @@ import pytest
 from scipy import stats
 
 from benchmarks import methods
+from whet.config import build, compose
+from whet.engine.train import Parts
 
 
 @pytest.fixture
@@ -20,6 +22,7 @@ def small(workplace, quick, monkeypatch):
     monkeypatch.setattr(methods, "TASKS", {"mine": ["task=mine"]})
     monkeypatch.setattr(methods, "REGIMES", {"few": still})
     monkeypatch.setattr(methods, "METHODS", {"plain": [], "bitfit": ["peft=bitfit", "optimizer.lr=1e-2"]})
+    monkeypatch.setattr(methods, "TOLD", {"mine few": "sixty rows"})
     monkeypatch.setattr(methods, "PRIMARY", {"mine": "accuracy"})
     monkeypatch.setattr(methods, "SEEDS", (1, 2, 3))
     monkeypatch.setattr(methods, "RESULTS", Path("results/methods.json"))
@@ -87,3 +90,18 @@ def test_the_readme_tells_rows_of_the_page():
     rows = [line for line in table.partition("\n\n")[0].splitlines() if line.startswith("| `")]
     page = (root / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) >= 4 and set(rows) <= set(page)
+
+def test_every_run_of_the_comparison_composes():
+    told = 0
+    for task in methods.TASKS:
+        for regime in methods.REGIMES:
+            assert methods.TOLD[f"{task} {regime}"]
+            for method in methods.METHODS:
+                config = compose("train", methods.overrides(task, regime, method, 3))
+                parts = build(config, Parts)()
+                assert (parts.task.name, parts.seed, parts.engine.batching.size) == (
+                    task, 3, 16 if regime == "few" else 32,
+                )  # fmt: skip
+                assert parts.task.draw == (0 if regime == "full" else 3)
+                told += 1
+    assert told == 2 * 3 * len(methods.METHODS) > 250

@@ -9,7 +9,7 @@ from whet.lexicon.base import Lexicon, grouped
 from whet.lexicon.cilin import of_one_subject
 from whet.lexicon.omw import meanings
 from whet.lexicon.own import Own
-from whet.lexicon.wordnet import exceptions, form_of, inflect
+from whet.lexicon.wordnet import exceptions, form_of, inflect, tagged_uses
 from whet.paths import Paths
 
 CILIN = ["Aa01A01= 人 士 人物", "Aa01A02# 手 口", "Ba01A01= 物 东西", "Ed01A01= 好 士", "Ee01A01@ 独"]
@@ -119,6 +119,13 @@ def test_plurals(tmp_path):
     assert form_of("better", "good", "a", {}) is None
 
 
+def test_uses_of_all_meanings_and_of_adjectives_around_others_count(tmp_path):
+    lines = ["any%5:00:00:some(a):00 1 53", "any%4:02:00:: 1 4", "blue%3:00:01:: 1 60", "blue%5:00:00:sad:00 2 13"]
+    (tmp_path / "cntlist.rev").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    counted = {("any", "a"): 53, ("any", "r"): 4, ("blue", "a"): 73}
+    assert tagged_uses(tmp_path / "cntlist.rev") == counted
+
+
 # ---------------------------------------------------------------- the real ones
 
 
@@ -165,6 +172,7 @@ def test_wordnet(downloads):
     assert known.synonyms("story") != () == known.synonyms("watch")
     lexicon.agreement, lexicon.senses = 0.3, 3
     wider = lexicon.open(Paths(cache=str(downloads)))
+    assert "acoustic" not in wider.synonyms("acoustics"), "that is another word's meaning"
     assert set(wider.synonyms("film")) > set(known.synonyms("film"))
     assert "enjoy" in wider.synonyms("love")
 

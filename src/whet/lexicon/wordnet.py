@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Form = Literal["base", "s", "ed", "ing"]
 """Of a word: as the dictionary has it, plural or third person, past or participle, -ing."""
 SPEECH = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
+_KINDS = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}
+"""Part of speech of a sense key's number; 5 are the adjectives around another one."""
 _VOWELS = "aeiou"
 
 
@@ -60,6 +62,7 @@ class Synonyms:
         self.reader = reader(folder)
         self.senses, self.agreement = senses, agreement
         self.irregular = {pos: exceptions(folder / f"{name}.exc") for pos, name in SPEECH.items()}
+        self.uses = tagged_uses(folder / "cntlist.rev")
         self.look_up = functools.cache(self._look_up)
 
     def __call__(self, word: str) -> tuple[str, ...]:
@@ -84,20 +87,21 @@ class Synonyms:
             "a" in found and word.endswith(("er", "est"))
         ):
             return None
-        uses = {pos: self._uses(base, pos) for pos, base in found.items()}
+        uses = {pos: self.uses.get((base, pos), 0) for pos, base in found.items()}
         total = sum(uses.values())
         if not total:
             return next(iter(found)) if len(found) == 1 else None
         most = max(uses, key=lambda pos: uses[pos])
         return most if uses[most] >= self.agreement * total else None
 
-    def _uses(self, base: str, speech: str) -> int:
-        """How often the tagged texts use a word as this part of speech."""
-        lemmas = [lemma for sense in self.reader.synsets(base, speech) for lemma in sense.lemmas()]
-        return sum(lemma.count() for lemma in lemmas if lemma.name().lower() == base)
-
     def _lemmas(self, base: str, speech: str) -> Iterator[str]:
-        for sense in self.reader.synsets(base, speech)[: self.senses]:
+        from nltk.corpus.reader.wordnet import WordNetError
+
+        for number in range(1, self.senses + 1):
+            try:
+                sense = self.reader.synset(f"{base}.{speech}.{number}")
+            except WordNetError:
+                return  # it has no more
             yield from (name for name in sense.lemma_names() if name.isalpha() and name.islower())
 
     def _inflected(self, lemma: str, speech: str, form: Form) -> str | None:
@@ -132,6 +136,17 @@ def exceptions(path: Path) -> dict[str, list[str]]:
         form, *bases = line.split()
         for base in bases:
             found.setdefault(base, []).append(form)
+    return found
+
+
+def tagged_uses(path: Path) -> dict[tuple[str, str], int]:
+    """How often the tagged texts use each word as each part of speech, from WordNet's file of counts."""
+    found: dict[tuple[str, str], int] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, count = line.split()
+        word, _, rest = key.rpartition("%")
+        place = word, _KINDS[rest[0]]
+        found[place] = found.get(place, 0) + int(count)
     return found
 
 
