@@ -4,8 +4,8 @@ Every method of `METHODS` is trained with the seeds 1 to 5 in four regimes: all 
 class (judged once, at the end: who has no labels for training has none for choosing); 1,000 rows a class, 5 %
 of their labels wrong; and the runs on all data attacked at test time (typing errors, swapped synonyms: test
 sets made once, beside this file). The budget is a number of updates, so copies of texts get no more of them.
-The runs are trials of whet sweeps, so the command goes on where it was stopped, and any number of terminals or
-machines may work on them:
+The runs are trials of whet sweeps, so the command goes on where it was stopped, and any number of terminals
+or machines may work on them:
 
     python benchmarks/methods.py run                              all of it, in the background for a night
     python benchmarks/methods.py run regime=few                   one regime
@@ -61,9 +61,9 @@ SCARCE: dict[tuple[str, str], list[str]] = {
 }
 """Where a task has fewer rows of a class than its regime asks for."""
 TOLD = {
-    "rotten_tomatoes few": "64 labelled rows a class, 120 updates of 16 texts (15 epochs), judged once at the end",
+    "rotten_tomatoes few": "64 labelled rows a class, 120 updates of 16 texts, judged once at the end",
     "rotten_tomatoes full": "all rows, 428 updates of 32 texts (2 epochs)",
-    "rotten_tomatoes noisy": "1,000 rows a class, 5 % of the labels wrong, 189 updates of 32 texts (3 epochs)",
+    "rotten_tomatoes noisy": "1,000 rows a class, 5 % of the labels wrong, 189 updates of 32 texts",
     "reuters_r8 few": "32 labelled rows of each of 8 topics, 120 updates of 16 texts, judged once at the end",
     "reuters_r8 full": "all rows, 428 updates of 32 texts",
     "reuters_r8 noisy": "all rows, 5 % of the labels wrong, 189 updates of 32 texts",
