@@ -91,6 +91,7 @@ def test_the_readme_tells_rows_of_the_page():
     page = (root / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) >= 4 and set(rows) <= set(page)
 
+
 def test_every_run_of_the_comparison_composes():
     told = 0
     for task in methods.TASKS:

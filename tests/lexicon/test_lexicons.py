@@ -120,7 +120,12 @@ def test_plurals(tmp_path):
 
 
 def test_uses_of_all_meanings_and_of_adjectives_around_others_count(tmp_path):
-    lines = ["any%5:00:00:some(a):00 1 53", "any%4:02:00:: 1 4", "blue%3:00:01:: 1 60", "blue%5:00:00:sad:00 2 13"]
+    lines = [
+        "any%5:00:00:some(a):00 1 53",
+        "any%4:02:00:: 1 4",
+        "blue%3:00:01:: 1 60",
+        "blue%5:00:00:sad:00 2 13",
+    ]
     (tmp_path / "cntlist.rev").write_text("\n".join(lines) + "\n", encoding="utf-8")
     counted = {("any", "a"): 53, ("any", "r"): 4, ("blue", "a"): 73}
     assert tagged_uses(tmp_path / "cntlist.rev") == counted
