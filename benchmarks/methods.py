@@ -1,6 +1,6 @@
 """What does each method bring? Paired seeds against plain full fine-tuning, at the same budget, on real data.
 
-Every method of `METHODS` is trained with the seeds 1 to 5 in four regimes: all data; 64 labelled rows a
+Every method of `METHODS` is trained with paired seeds in four regimes: all data; 64 labelled rows a
 class (judged once, at the end: who has no labels for training has none for choosing); 1,000 rows a class, 5 %
 of their labels wrong; and the runs on all data attacked at test time (typing errors, swapped synonyms: test
 sets made once, beside this file). The budget is a number of updates, so copies of texts get no more of them.
@@ -10,6 +10,7 @@ or machines may work on them:
     python benchmarks/methods.py run                              all of it, in the background for a night
     python benchmarks/methods.py run regime=few                   one regime
     python benchmarks/methods.py run regime=few method=fgm,rdrop  some methods (plain always comes along)
+    python benchmarks/methods.py run seeds=10                     the seeds 1 to 10, not 1 to 5
     python benchmarks/methods.py run jobs=2                       two at a time, each with its share of cores
     python benchmarks/methods.py report                           JSON, docs/methods.md from what is there
     python benchmarks/methods.py attack                           make the attacked test sets again
@@ -37,7 +38,8 @@ OUT = Path("outputs/methods")
 RESULTS = HERE / "results" / "methods.json"
 PAGE = HERE.parent / "docs" / "methods.md"
 BASELINE = "plain"
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = 5
+"""From 1 on; as many as aren't asked for otherwise."""
 TASKS: dict[str, list[str]] = {
     "rotten_tomatoes": ["task=rotten_tomatoes"],
     "reuters_r8": ["task=reuters_r8", "task.max_length=64"],
@@ -227,7 +229,9 @@ def judged(run: Path, rows: Path) -> float:
     return float(judge.metrics(judge.predict(finished.trained.model))["accuracy"])
 
 
-def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jobs: int = 1) -> None:
+def run(
+    regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jobs: int = 1, seeds: int = SEEDS
+) -> None:
     """Sweep over what is asked for: one study a task and regime, every method with every seed."""
     import hydra
     from omegaconf import OmegaConf
@@ -235,14 +239,15 @@ def run(regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], jo
     for task in tasks:
         for regime in regimes:
             fit = [name for name in methods if regime == "few" or name not in WITH_POOL]
-            chosen = list(dict.fromkeys([BASELINE, *fit]))
+            chosen = ",".join(dict.fromkeys([BASELINE, *fit]))
+            drawn = ",".join(map(str, range(1, seeds + 1)))
+            study = f"{task}-{regime}-{zlib.crc32(f'{chosen} {drawn}'.encode()):08x}"
             arguments = [
                 "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
                 "hydra.sweeper.direction=maximize",
-                f"hydra.sweeper.study_name={task}-{regime}-{zlib.crc32(','.join(chosen).encode()):08x}",
-                f"hydra.sweep.dir={OUT}/study/{task}-{regime}",
+                f"hydra.sweeper.study_name={study}", f"hydra.sweep.dir={OUT}/study/{task}-{regime}",
                 f"hydra.sweeper.n_jobs={jobs}", f"hydra.sweeper.isolate={APART}",
-                f"+seed=choice({','.join(map(str, SEEDS))})", f"+method=choice({','.join(chosen)})",
+                f"+seed=choice({drawn})", f"+method=choice({chosen})",
                 f"+task={task}", f"+regime={regime}", "hydra.sweep.subdir=.",
             ]  # fmt: skip
             sys.argv = [sys.argv[0], *arguments]
@@ -311,11 +316,10 @@ def gathered() -> dict[str, dict[str, dict[int, dict[str, Any]]]]:
     for task in TASKS:
         for regime in REGIMES:
             for method in METHODS:
-                for seed in SEEDS:
-                    path = kept(task, regime, method, seed)
-                    if path.is_file():
-                        place = found.setdefault(f"{task} {regime}", {}).setdefault(method, {})
-                        place[seed] = json.loads(path.read_text(encoding="utf-8"))
+                for path in sorted((OUT / "figures").glob(f"{task}-{regime}-{method}-s*.json")):
+                    place = found.setdefault(f"{task} {regime}", {}).setdefault(method, {})
+                    seed = int(path.stem.rpartition("-s")[2])
+                    place[seed] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -392,30 +396,45 @@ def words(told: Iterable[Any]) -> list[str]:
     return [f"{kind}: {', '.join(names) or 'none'}.  " for kind, names in named.items()]
 
 
+def settings(words: Sequence[str]) -> dict[str, Any]:
+    """Lists and numbers that were asked for on the command line.
+
+    Raises:
+        ValueError: with one line for the user.
+    """
+    given = dict(item.partition("=")[::2] for item in words)
+    lists = {"regime": list(REGIMES), "task": list(TASKS), "method": list(METHODS)}
+    numbers = {"jobs": 1, "seeds": SEEDS}
+    known = [*lists, *numbers]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{unknown[0]}: not a setting ({', '.join(known)})")
+    told: dict[str, Any] = {}
+    for key, names in lists.items():
+        told[f"{key}s"] = given[key].split(",") if key in given else names
+        if wrong := [name for name in told[f"{key}s"] if name not in names]:
+            raise ValueError(f"{key}={wrong[0]}: not one of {', '.join(names)}")
+    for key, usual in numbers.items():
+        value = given.get(key, str(usual))
+        if not value.isdecimal() or not int(value):
+            raise ValueError(f"{key}={value}: not a number from 1 on")
+        told[key] = int(value)
+    return told
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit code."""
     if not arguments or arguments[0] not in ("run", "report", "attack"):
         print((__doc__ or "").strip())
         return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
-    given = dict(item.split("=", 1) for item in arguments[1:])
-    unknown = set(given) - {"regime", "task", "method", "jobs"}
-    if unknown:
-        print(f"{', '.join(sorted(unknown))}: not a setting (regime, task, method, jobs)", file=sys.stderr)
+    try:
+        told = settings(arguments[1:])
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
-    if not given.get("jobs", "1").isdecimal():
-        print(f"jobs={given['jobs']}: not a number", file=sys.stderr)
-        return 2
-    if arguments[0] != "run":
+    if arguments[0] == "run":
+        run(**told)
+    else:
         {"report": report, "attack": attack}[arguments[0]]()
-        return 0
-    picked = []
-    for key, known in (("regime", REGIMES), ("task", TASKS), ("method", METHODS)):
-        names = given[key].split(",") if key in given else list(known)
-        if wrong := [name for name in names if name not in known]:
-            print(f"{key}={wrong[0]}: not one of {', '.join(known)}", file=sys.stderr)
-            return 2
-        picked.append(names)
-    run(*picked, int(given.get("jobs", 1)))
     return 0
 
 

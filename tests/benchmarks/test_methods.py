@@ -14,6 +14,8 @@ from benchmarks import methods
 from whet.config import build, compose
 from whet.engine.train import Parts
 
+SEEDS = (1, 2, 3)
+
 
 @pytest.fixture
 def small(workplace, quick, monkeypatch):
@@ -24,7 +26,6 @@ def small(workplace, quick, monkeypatch):
     monkeypatch.setattr(methods, "METHODS", {"plain": [], "bitfit": ["peft=bitfit", "optimizer.lr=1e-2"]})
     monkeypatch.setattr(methods, "TOLD", {"mine few": "sixty rows"})
     monkeypatch.setattr(methods, "PRIMARY", {"mine": "accuracy"})
-    monkeypatch.setattr(methods, "SEEDS", (1, 2, 3))
     monkeypatch.setattr(methods, "RESULTS", Path("results/methods.json"))
     monkeypatch.setattr(methods, "PAGE", Path("docs/methods.md"))
     monkeypatch.setattr(methods, "APART", False)
@@ -32,7 +33,7 @@ def small(workplace, quick, monkeypatch):
 
 
 def test_every_method_with_every_seed_and_nothing_twice(small):
-    methods.run(["few"], ["mine"], ["bitfit"])
+    methods.run(["few"], ["mine"], ["bitfit"], seeds=3)
     found = methods.gathered()["mine few"]
     assert {name: sorted(runs) for name, runs in found.items()} == {"plain": [1, 2, 3], "bitfit": [1, 2, 3]}
     for name, runs in found.items():
@@ -45,7 +46,7 @@ def test_every_method_with_every_seed_and_nothing_twice(small):
     small_part = found["bitfit"][1]["trained_parameters"] / found["plain"][1]["trained_parameters"]
     assert small_part < 0.2
     stamps = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("*.json")}
-    methods.run(["few"], ["mine"], ["bitfit"])
+    methods.run(["few"], ["mine"], ["bitfit"], seeds=3)
     kept = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("run.json")}
     assert kept and all(stamps[path] == at for path, at in kept.items())
 
@@ -58,7 +59,7 @@ def made(test, seconds, peak_mb, trained):
 
 def test_the_page_says_what_the_figures_say(small):
     figures = {}
-    for seed in methods.SEEDS:
+    for seed in SEEDS:
         figures["plain", seed] = made(0.70 + 0.01 * seed, 10.0, 1000, 200)
         figures["bitfit", seed] = made(0.72 + 0.012 * seed, 5.0, 800, 2)
     for (name, seed), each in figures.items():
@@ -66,7 +67,7 @@ def test_the_page_says_what_the_figures_say(small):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(each))
     methods.report()
-    differences = [100 * (figures["bitfit", s]["test"] - figures["plain", s]["test"]) for s in methods.SEEDS]
+    differences = [100 * (figures["bitfit", s]["test"] - figures["plain", s]["test"]) for s in SEEDS]
     mean = statistics.fmean(differences)
     half = stats.t.ppf(0.975, 2) * statistics.stdev(differences) / math.sqrt(3)
     text = methods.PAGE.read_text()
@@ -90,6 +91,28 @@ def test_the_readme_tells_rows_of_the_page():
     rows = [line for line in table.partition("\n\n")[0].splitlines() if line.startswith("| `")]
     page = (root / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) >= 4 and set(rows) <= set(page)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["seed=3"], "seed: not a setting (regime, task, method, jobs, seeds)"),
+        (["seeds=0"], "seeds=0: not a number from 1 on"),
+        (["jobs=two"], "jobs=two: not a number from 1 on"),
+        (["regime=few,ful"], "regime=ful: not one of few, full, noisy"),
+    ],
+)
+def test_wrong_settings_are_named(words, told, capsys):
+    assert methods.main(["run", *words]) == 2
+    assert capsys.readouterr().err.strip() == told
+
+
+def test_settings():
+    asked = methods.settings(["seeds=10", "method=fgm,rdrop", "jobs=2", "regime=few"])
+    assert asked == {
+        "regimes": ["few"], "tasks": ["rotten_tomatoes", "reuters_r8"], "methods": ["fgm", "rdrop"],
+        "jobs": 2, "seeds": 10,
+    }  # fmt: skip
 
 
 def test_every_run_of_the_comparison_composes():
