@@ -33,7 +33,7 @@ def small(workplace, quick, monkeypatch):
 
 
 def test_every_method_with_every_seed_and_nothing_twice(small):
-    methods.run(["few"], ["mine"], ["bitfit"], seeds=3)
+    methods.run(["few"], ["mine"], ["bitfit"], seeds=SEEDS)
     found = methods.gathered()["mine few"]
     assert {name: sorted(runs) for name, runs in found.items()} == {"plain": [1, 2, 3], "bitfit": [1, 2, 3]}
     for name, runs in found.items():
@@ -41,12 +41,13 @@ def test_every_method_with_every_seed_and_nothing_twice(small):
             folder = methods.OUT / "runs" / methods.name_of("mine", "few", name, seed)
             record = json.loads((folder / "run.json").read_text())
             assert figures["test"] == record["metrics"]["test/accuracy"]
+            assert figures["machine"] == f"{record['hardware']['cpu']}, {record['precision']}"
             assert f"seed={seed}" in (folder / "overrides.txt").read_text()
             assert not (folder / "checkpoints").exists(), "weights don't stay"
     small_part = found["bitfit"][1]["trained_parameters"] / found["plain"][1]["trained_parameters"]
     assert small_part < 0.2
     stamps = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("*.json")}
-    methods.run(["few"], ["mine"], ["bitfit"], seeds=3)
+    methods.run(["few"], ["mine"], ["bitfit"], seeds=SEEDS)
     kept = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("run.json")}
     assert kept and all(stamps[path] == at for path, at in kept.items())
 
@@ -83,6 +84,37 @@ def test_the_page_says_what_the_figures_say(small):
     assert methods.train("mine", "few", "bitfit", 2) == figures["bitfit", 2], "and isn't run again"
 
 
+def test_fresh_seeds_are_told_by_themselves(small):
+    rises = {1: 0.05, 2: 0.06, 3: 0.01, 4: 0.03, 5: -0.01}
+    runs = {
+        "plain": {seed: made(0.70, 10.0, 1000, 200) for seed in rises},
+        "bitfit": {seed: made(0.70 + rise, 5.0, 800, 2) for seed, rise in rises.items()},
+    }
+    text = "\n".join(methods.table("few", runs, "test", {"bitfit": 3}))
+    half = stats.t.ppf(0.975, 2) * 2 / math.sqrt(3)
+    assert "| `bitfit` | 5 | 72.80 % | +2.80 |" in text
+    assert "`bitfit`, the 3 seeds from 3 on alone" in text
+    assert f"ran: +1.00 ({1 - half:+.2f} to {1 + half:+.2f})." in text
+
+
+def test_runs_of_another_machine_make_no_pairs(small):
+    runs = {
+        "plain": {
+            1: made(0.70, 10.0, 1000, 200),
+            2: made(0.71, 11.0, 1000, 200),
+            3: made(0.5, 9.0, 1000, 200),
+        },
+        "bitfit": {1: made(0.72, 5.0, 800, 2), 2: made(0.74, 5.5, 800, 2), 3: made(0.9, 90.0, 800, 2)},
+        "lora": {1: made(0.1, 5.0, 800, 2)},
+    }
+    runs["plain"][3]["machine"] = runs["lora"][1]["machine"] = "one, bf16"
+    runs["bitfit"][3]["machine"] = "one, fp32"
+    text = "\n".join(methods.table("few", runs, "test"))
+    assert "| `plain` | 3 | 63.67 % |" in text
+    assert "| `bitfit` | 2 | 73.00 % | +2.50 |" in text and "| 1.00% | 0.50 | 0.80 |" in text
+    assert "lora" not in text
+
+
 def test_the_readme_tells_rows_of_the_page():
     """Its table of trade-offs."""
     root = Path(__file__).parents[2]
@@ -97,7 +129,11 @@ def test_the_readme_tells_rows_of_the_page():
     ("words", "told"),
     [
         (["seed=3"], "seed: not a setting (regime, task, method, jobs, seeds)"),
-        (["seeds=0"], "seeds=0: not a number from 1 on"),
+        *(
+            ([f"seeds={seeds}"], f"seeds={seeds}: neither a number from 1 on nor two of them, like 11-20")
+            for seeds in ("0", "", "five", "20-11", "0-3", "-3", "1-2-3")
+        ),
+        (["jobs=0"], "jobs=0: not a number from 1 on"),
         (["jobs=two"], "jobs=two: not a number from 1 on"),
         (["regime=few,ful"], "regime=ful: not one of few, full, noisy"),
     ],
@@ -111,8 +147,11 @@ def test_settings():
     asked = methods.settings(["seeds=10", "method=fgm,rdrop", "jobs=2", "regime=few"])
     assert asked == {
         "regimes": ["few"], "tasks": ["rotten_tomatoes", "reuters_r8"], "methods": ["fgm", "rdrop"],
-        "jobs": 2, "seeds": 10,
+        "jobs": 2, "seeds": range(1, 11),
     }  # fmt: skip
+    assert methods.settings([])["seeds"] == range(1, 6)
+    assert methods.settings(["seeds=11-20"])["seeds"] == range(11, 21)
+    assert methods.settings(["seeds=7-7"])["seeds"] == range(7, 8)
 
 
 def test_every_run_of_the_comparison_composes():

@@ -173,8 +173,18 @@ def test_deterministic_asks_torch_and_refuses_other_versions(workplace, keys, mo
         path.write_text(json.dumps(record))
     monkeypatch.setattr(Stepper, "update", whole)
     capsys.readouterr()
-    assert main(["train", f"resume={workplace / 'outputs/runs/exact'}"]) == 2
+    exact = workplace / "outputs/runs/exact"
+    assert main(["train", f"resume={exact}"]) == 2
     assert "another torch" in capsys.readouterr().err
+    record = json.loads((exact / "run.json").read_text())
+    assert torch.backends.cpu.get_cpu_capability() in record["hardware"]["cpu"]
+    record["versions"]["torch"], record["hardware"]["cpu"] = torch.__version__, "Z80, DEFAULT"
+    (exact / "run.json").write_text(json.dumps(record))
+    assert main(["train", f"resume={exact}"]) == 2
+    assert "another cpu" in capsys.readouterr().err
+    del record["hardware"]["cpu"]  # as earlier versions wrote it
+    (exact / "run.json").write_text(json.dumps(record))
+    assert main(["train", f"resume={exact}"]) == 0
     assert main(["train", f"resume={workplace / 'outputs/runs/loose'}"]) == 0
     assert "another torch" in capsys.readouterr().err
     torch.use_deterministic_algorithms(False)

@@ -72,13 +72,8 @@ def _devices() -> list[dict[str, str]]:
     facts = hardware()
     device = pick_device("auto")
     rows = [_finding("good", "device", f"{device} (autocast: {Amp.of('auto', device).name})")]
-    rows.append(
-        _finding(
-            "good",
-            "processor",
-            f"{facts['cores']} cores, {facts['threads']} torch threads, {facts['memory_gb']} GB",
-        )
-    )
+    size = f"{facts['cores']} cores, {facts['threads']} torch threads, {facts['memory_gb']} GB"
+    rows.append(_finding("good", "processor", f"{facts['cpu']}, {size}"))
     rows += [_finding("good", "gpu", name) for name in facts["gpus"]]
     if torch.get_num_threads() > int(facts["cores"]):
         rows.append(_finding("note", "threads", "more torch threads than cores: set engine.threads"))

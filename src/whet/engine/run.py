@@ -112,7 +112,8 @@ class Run:
             raise RunError(f"{folder}: the run was trained by {before} processes; {told}: {again}")
         for what, facts in (("versions", versions()), ("hardware", hardware())):
             before = run.record.get(what, {})
-            for name in sorted({*facts, *before} - {"host", "memory_gb"}):
+            untold = {"cpu"} - before.keys()  # runs of earlier versions
+            for name in sorted({*facts, *before} - {"host", "memory_gb"} - untold):
                 if facts.get(name) != before.get(name):
                     told = f"resuming with another {name}: {facts.get(name)}, was {before.get(name)}"
                     if exact:
@@ -267,7 +268,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory, accelerators."""
+    """Processor, with the instructions that torch takes on it, cores, memory, accelerators."""
     import psutil
 
     found: dict[str, Any] = {
@@ -278,6 +279,8 @@ def hardware() -> dict[str, Any]:
     }
     torch = sys.modules.get("torch")
     if torch is not None:
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+        found["cpu"] = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
         found["threads"] = torch.get_num_threads()
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
