@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from whet.errors import ModelError
-from whet.model.encoder import Encoder, load_tokenizer
+from whet.model.encoder import ALIGNMENT, Encoder, load_tokenizer
 from whet.model.layers import trunk_prefix
 from whet.model.tiny import TinyWeights
 from whet.model.weights import LocalWeights
@@ -39,6 +39,27 @@ def test_dropout_of_the_trunk(architecture, paths):
     assert set(trunk.values()) <= {0.37}
     assert bool(trunk) or architecture == "bart", "BART's are functional: the next test is for them"
     assert rates(tiny(architecture, dropout=0.0).load(HEAD, paths).model)[1] == own_head
+
+
+def test_where_weights_lie_in_their_file_does_not_matter(paths, tmp_path):
+    """A file whose tensors begin anywhere gives a model whose tensors begin where torch's do."""
+    source = TinyWeights().locate(paths).folder
+    logits, begins = [], set()
+    for name, note in (("one", "x"), ("two", "x" * 9), ("three", "x" * 17)):
+        folder = shutil.copytree(source, tmp_path / name)
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors", {"format": "pt", "note": note})
+        begins |= {
+            tensor.data_ptr() % ALIGNMENT for tensor in load_file(folder / "model.safetensors").values()
+        }
+        torch.manual_seed(1)
+        loaded = Encoder(name=name, weights=LocalWeights(path=str(folder))).load(HEAD, paths)
+        model = loaded.model
+        assert {t.data_ptr() % ALIGNMENT for t in (*model.parameters(), *model.buffers())} == {0}
+        assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items() if n in weights)
+        logits.append(logits_of(model, batch_of(loaded.tokenizer)))
+    assert begins != {0}, "these files are no test"
+    assert all(torch.equal(each, logits[0]) for each in logits)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from whet.task.base import Head
 
 log = logging.getLogger("whet.model")
+ALIGNMENT = 64
+"""Bytes; an address that torch gives a tensor is a multiple of it."""
 
 
 @dataclass
@@ -199,6 +201,7 @@ class Encoder(Component):
             names = ", ".join(sorted(new)[:3])
             problem = f"they bring no head that guesses words ({names}); whet pretrain makes one"
             raise ModelError("model.weights", problem, located.id)
+        align(model)
         return model, new
 
     def _check_head(self, mismatched: set[str], head: Head, located: Located) -> None:
@@ -217,6 +220,17 @@ def quiet() -> None:
 
     messages.disable_progress_bar()
     messages.set_verbosity_error()
+
+
+def align(model: nn.Module) -> None:
+    """Move tensors to where torch's own would begin.
+
+    Those of a file lie in memory as they lie in it, and where a matrix begins decides on some processors how
+    it is multiplied, to the last bit: a copy of the model would train differently.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

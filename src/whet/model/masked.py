@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import ModelError, one_line
-from whet.model.encoder import Encoder, Loaded, dropout_keys, is_head_dropout, load_tokenizer, quiet
+from whet.model.encoder import Encoder, Loaded, align, dropout_keys, is_head_dropout, load_tokenizer, quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +50,7 @@ def load_masked(encoder: Encoder, paths: Paths) -> Loaded:
         raise ModelError(
             "model.weights", "transformers knows no output layer of this architecture", located.id
         )
+    align(model)
     missing = set(report["missing_keys"])
     return Loaded(
         model, tokenizer, frozenset(n for n, _ in model.named_parameters() if n in missing), located
