@@ -10,7 +10,7 @@ or machines may work on them:
     python benchmarks/methods.py run                              all of it, in the background for a night
     python benchmarks/methods.py run regime=few                   one regime
     python benchmarks/methods.py run regime=few method=fgm,rdrop  some methods (plain always comes along)
-    python benchmarks/methods.py run seeds=10                     the seeds 1 to 10, not 1 to 5
+    python benchmarks/methods.py run seeds=10                     the seeds 1 to 10, not five that fit
     python benchmarks/methods.py run seeds=11-20                  fresh ones: does a difference stay?
     python benchmarks/methods.py run jobs=2                       two at a time, each with its share of cores
     python benchmarks/methods.py report                           JSON, docs/methods.md from what is there
@@ -19,11 +19,13 @@ or machines may work on them:
 A run's own learning rate is its method's usual one, in `METHODS`; those of `bitfit` and `bottleneck` were
 found by `sweep=peft_method` on the validation split. Nothing is tuned on the test split. A run is compared
 with a plain one on the same kind of machine only: `engine.precision=auto` is bf16 on some and fp32 on others.
+So seeds with which plain ran elsewhere don't fit; without `seeds=` the first that do are taken.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import signal
@@ -40,8 +42,8 @@ OUT = Path("outputs/methods")
 RESULTS = HERE / "results" / "methods.json"
 PAGE = HERE.parent / "docs" / "methods.md"
 BASELINE = "plain"
-SEEDS = "5"
-"""What isn't asked for otherwise: from 1 on."""
+SEEDS = 5
+"""The first ones that fit this machine (see `fits`), where none are asked for."""
 TASKS: dict[str, list[str]] = {
     "rotten_tomatoes": ["task=rotten_tomatoes"],
     "reuters_r8": ["task=reuters_r8", "task.max_length=64"],
@@ -235,9 +237,13 @@ def judged(run: Path, rows: Path) -> float:
 
 
 def run(
-    regimes: Sequence[str], tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], jobs: int = 1
+    regimes: Sequence[str],
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    seeds: Mapping[str, Sequence[int]],
+    jobs: int = 1,
 ) -> None:
-    """Sweep over what is asked for: one study a task and regime, every method with every seed."""
+    """Sweep over what is asked for: one study a task and regime, every method with every of its seeds."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -245,7 +251,7 @@ def run(
         for regime in regimes:
             fit = [name for name in methods if regime == "few" or name not in WITH_POOL]
             chosen = ",".join(dict.fromkeys([BASELINE, *fit]))
-            drawn = ",".join(map(str, seeds))
+            drawn = ",".join(map(str, seeds[f"{task} {regime}"]))
             study = f"{task}-{regime}-{zlib.crc32(f'{chosen} {drawn}'.encode()):08x}"
             arguments = [
                 "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
@@ -263,6 +269,39 @@ def run(
 
             # any folder will do; without one Hydra looks for a package around this file
             hydra.main(version_base="1.3", config_path=str(ATTACKED))(trial)()
+
+
+def machine() -> str:
+    """This kind of machine, as `train` records it."""
+    from whet.engine.precision import Amp, pick_device
+    from whet.engine.run import hardware
+
+    precision = Amp.of("auto", pick_device("auto")).name  # imports torch, which `hardware` then asks
+    return f"{hardware()['cpu']}, {precision}"
+
+
+def fits(place: str, seeds: Sequence[int] | None) -> list[int]:
+    """Seeds of a task and regime with which plain ran on this kind of machine, or not yet.
+
+    Args:
+        place: task and regime.
+        seeds: that were asked for; None: the first SEEDS that fit.
+
+    Raises:
+        ValueError: one that was asked for doesn't fit.
+    """
+    base, here = gathered().get(place, {}).get(BASELINE, {}), machine()
+    good = (seed for seed in itertools.count(1) if seed not in base or base[seed].get("machine") == here)
+    if seeds is None:
+        return list(itertools.islice(good, SEEDS))
+    if wrong := [seed for seed in seeds if seed in base and base[seed].get("machine") != here]:
+        free = max(base) + 1
+        there = base[wrong[0]].get("machine", "a machine unknown")
+        raise ValueError(
+            f"seeds={wrong[0]}: {place}: plain ran with it on {there}, this is {here}: "
+            f"leave seeds out, or take fresh ones, like {free}-{free + SEEDS - 1}"
+        )
+    return list(seeds)
 
 
 # ---------------------------------------------------------------- attacked test sets
@@ -442,9 +481,11 @@ def settings(words: Sequence[str]) -> dict[str, Any]:
         told[f"{key}s"] = given[key].split(",") if key in given else names
         if wrong := [name for name in told[f"{key}s"] if name not in names]:
             raise ValueError(f"{key}={wrong[0]}: not one of {', '.join(names)}")
-    jobs, seeds = given.get("jobs", "1"), given.get("seeds", SEEDS)
+    jobs, seeds = given.get("jobs", "1"), given.get("seeds")
     if not jobs.isdecimal() or not int(jobs):
         raise ValueError(f"jobs={jobs}: not a number from 1 on")
+    if seeds is None:
+        return {**told, "jobs": int(jobs), "seeds": None}
     ends = seeds.split("-") if "-" in seeds else ["1", seeds]
     if len(ends) != 2 or not all(end.isdecimal() for end in ends) or not 1 <= int(ends[0]) <= int(ends[1]):
         raise ValueError(f"seeds={seeds}: neither a number from 1 on nor two of them, like 11-20")
@@ -458,6 +499,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if not arguments or arguments[0] in ("-h", "--help") else 2
     try:
         told = settings(arguments[1:])
+        if arguments[0] == "run":
+            seeds = told.pop("seeds")
+            places = [f"{task} {regime}" for task in told["tasks"] for regime in told["regimes"]]
+            told["seeds"] = {place: fits(place, seeds) for place in places}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -34,7 +34,7 @@ def small(workplace, quick, monkeypatch):
 
 
 def test_every_method_with_every_seed_and_nothing_twice(small):
-    methods.run(["few"], ["mine"], ["bitfit"], seeds=SEEDS)
+    methods.run(["few"], ["mine"], ["bitfit"], seeds={"mine few": SEEDS})
     found = methods.gathered()["mine few"]
     assert {name: sorted(runs) for name, runs in found.items()} == {"plain": [1, 2, 3], "bitfit": [1, 2, 3]}
     for name, runs in found.items():
@@ -42,13 +42,14 @@ def test_every_method_with_every_seed_and_nothing_twice(small):
             folder = methods.OUT / "runs" / methods.name_of("mine", "few", name, seed)
             record = json.loads((folder / "run.json").read_text())
             assert figures["test"] == record["metrics"]["test/accuracy"]
+            assert figures["machine"] == methods.machine()
             assert figures["machine"] == f"{record['hardware']['cpu']}, {record['precision']}"
             assert f"seed={seed}" in (folder / "overrides.txt").read_text()
             assert not (folder / "checkpoints").exists(), "weights don't stay"
     small_part = found["bitfit"][1]["trained_parameters"] / found["plain"][1]["trained_parameters"]
     assert small_part < 0.2
     stamps = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("*.json")}
-    methods.run(["few"], ["mine"], ["bitfit"], seeds=SEEDS)
+    methods.run(["few"], ["mine"], ["bitfit"], seeds={"mine few": SEEDS})
     kept = {path: path.stat().st_mtime_ns for path in methods.OUT.rglob("run.json")}
     assert kept and all(stamps[path] == at for path, at in kept.items())
 
@@ -83,6 +84,23 @@ def test_the_page_says_what_the_figures_say(small):
         path.unlink()
     assert methods.gathered()["mine few"]["bitfit"][3] == figures["bitfit", 3], "what was published stays"
     assert methods.train("mine", "few", "bitfit", 2) == figures["bitfit", 2], "and isn't run again"
+
+
+def test_seeds_of_another_machine_do_not_fit(small, capsys):
+    path = methods.kept("mine", "few", "plain", 1)
+    path.parent.mkdir(parents=True)
+    told = made(0.70, 10.0, 1000, 200)
+    for seed, machine in ((1, None), (2, "Z80, DEFAULT, fp32"), (3, methods.machine())):
+        own = told if machine is None else {**told, "machine": machine}
+        methods.kept("mine", "few", "plain", seed).write_text(json.dumps(own))
+    assert methods.fits("mine few", None) == [3, 4, 5, 6, 7]
+    assert methods.fits("mine few", range(3, 5)) == [3, 4]
+    assert methods.main(["run", "regime=few", "task=mine", "method=bitfit", "seeds=2-3"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("seeds=2: mine few: plain ran with it on Z80, DEFAULT, fp32, this is ")
+    assert said.endswith("like 4-8") and "\n" not in said
+    with pytest.raises(ValueError, match="a machine unknown"):
+        methods.fits("mine few", range(1, 2))
 
 
 def test_fresh_seeds_are_told_by_themselves(small):
@@ -150,7 +168,7 @@ def test_settings():
         "regimes": ["few"], "tasks": ["rotten_tomatoes", "reuters_r8"], "methods": ["fgm", "rdrop"],
         "jobs": 2, "seeds": range(1, 11),
     }  # fmt: skip
-    assert methods.settings([])["seeds"] == range(1, 6)
+    assert methods.settings([])["seeds"] is None
     assert methods.settings(["seeds=11-20"])["seeds"] == range(11, 21)
     assert methods.settings(["seeds=7-7"])["seeds"] == range(7, 8)
 
